@@ -1,0 +1,179 @@
+"""The seam between the shared training code and a framework: one optimizer step, and what surrounds it."""
+
+import importlib
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sconce.data.batches import Batch
+from sconce.errors import BackendError, CheckpointError
+from sconce.optim import OptimSpec
+from sconce.spec import ModelSpec
+
+Hardware = Literal["auto", "mlx", "cuda", "cpu"]
+Precision = Literal["fp32", "bf16"]
+MOMENTS = ("adam_m", "adam_v")
+
+TensorSource = Mapping[str, NDArray[np.float32]]
+"""float32 arrays by name: "model/<parameter>", "adam_m/<parameter>", "adam_v/<parameter>"; may read lazily."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepScalars:
+    """What changes from step to step besides the data. `step` is the number of updates already done."""
+
+    step: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Figures of one finished update: mean nats a scored token before it, and the gradient norm before clipping."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """Where a backend runs: `kind` is metal, cuda or cpu; `memory_bytes` is what the device can hold."""
+
+    backend: str
+    version: str
+    kind: str
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeOptions:
+    """How to compute, never what: master weights and moments are float32 whatever is chosen here.
+
+    `compile` None lets the backend decide (yes on a GPU, no on a CPU, where compiling outlasts the gain).
+    """
+
+    precision: Precision = "fp32"
+    compile: bool | None = None
+
+
+class Pending(Protocol):
+    """An update that the device may still be working on."""
+
+    def read(self) -> StepMetrics:
+        """Wait for the update and return its figures: the only place where the host waits for the device."""
+        ...
+
+
+class Decoder(Protocol):
+    """Incremental inference over a key/value cache of fixed capacity."""
+
+    def feed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Append (batch, n) token ids; return the logits after the last of them, float32 (batch, vocab)."""
+        ...
+
+
+class Learner(Protocol):
+    """A model and its optimizer on one device."""
+
+    def step(self, batches: Sequence[Batch], scalars: StepScalars) -> Pending:
+        """Accumulate gradients over the micro-batches, clip, update; return at once.
+
+        The loss, and so the gradient, is summed nats over all micro-batches / scored tokens of all of them.
+        An update with a non-finite gradient norm changes nothing; its metrics show it.
+        """
+        ...
+
+    def nats(self, batch: Batch) -> NDArray[np.float32]:
+        """Per-token loss (batch, seq) at the present weights; 0 where the target is -1."""
+        ...
+
+    def decoder(self, rows: int, max_len: int) -> Decoder:
+        """A fresh decoder over the present weights for `rows` sequences of up to `max_len` tokens."""
+        ...
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """The whole state: "model/<name>" in spec order, then "adam_m/<name>", then "adam_v/<name>"."""
+        ...
+
+    def load(self, tensors: TensorSource, step: int) -> None:
+        """Replace the whole state by `tensors`, after `step` updates. Strict: see `check_tensors`."""
+        ...
+
+
+class Backend(Protocol):
+    """One framework on one device."""
+
+    @property
+    def name(self) -> str:
+        """Which framework: mlx or torch."""
+        ...
+
+    def device(self) -> DeviceInfo:
+        """What hardware this backend runs on."""
+        ...
+
+    def memory(self) -> int:
+        """Peak bytes in use so far: of the device where it has its own memory, else of this process."""
+        ...
+
+    def learner(
+        self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource
+    ) -> Learner:
+        """A learner at step 0 with these weights, by parameter name (no "model/" prefix), and zero moments."""
+        ...
+
+
+def state_names(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a learner's state, in the order `Learner.tensors` yields them."""
+    params = list(spec.params())
+    return [(f"{part}/{param.name}", param.shape) for part in ("model", *MOMENTS) for param in params]
+
+
+def check_tensors(expected: Sequence[tuple[str, tuple[int, ...]]], tensors: TensorSource) -> None:
+    """Raise CheckpointError naming every missing, unknown or misshapen tensor."""
+    names = {name for name, _ in expected}
+    missing = [name for name, _ in expected if name not in tensors]
+    unknown = sorted(name for name in tensors if name not in names)
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing[:5])}" + _more(missing)] if missing else []
+        parts += [f"unknown {', '.join(unknown[:5])}" + _more(unknown)] if unknown else []
+        raise CheckpointError(f"these tensors are not this model's: {'; '.join(parts)}")
+    wrong = [
+        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
+        for name, shape in expected
+        if tensors[name].shape != shape
+    ]
+    if wrong:
+        raise CheckpointError(f"these tensors are not this model's: {'; '.join(wrong[:5])}{_more(wrong)}")
+
+
+def _more(items: Sequence[str]) -> str:
+    return f" and {len(items) - 5} more" if len(items) > 5 else ""
+
+
+def load_backend(hardware: Hardware = "auto") -> Backend:
+    """The backend for `hardware`; auto is MLX on Apple Silicon, else CUDA, else the CPU through PyTorch.
+
+    Raises BackendError, saying what to install, when it is not here.
+    """
+    apple_silicon = sys.platform == "darwin" and platform.machine() == "arm64"
+    if hardware == "mlx" or (hardware == "auto" and apple_silicon and _installed("mlx")):
+        package, framework, device = "sconce_mlx", "mlx", "auto"
+    else:
+        package, framework, device = "sconce_torch", "torch", hardware
+    if not _installed(framework):
+        extra = "" if framework == "torch" else ' (on Linux: pip install "mlx[cpu]")'
+        raise BackendError(f"--backend {hardware} needs {framework}: pip install {framework}{extra}")
+    module = importlib.import_module(package)
+    return cast(Backend, module.open_backend(device))
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,23 @@
+"""What can go wrong through no fault of ours: one clear line for the user, exit code 2, no traceback."""
+
+
+class SconceError(Exception):
+    """Bad input or a bad environment. The message says what, where, and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(SconceError):
+    """A configuration that cannot be used: unknown key, wrong type, contradiction."""
+
+
+class DataError(SconceError):
+    """A corpus, tokenizer or token shard that cannot be used."""
+
+
+class CheckpointError(SconceError):
+    """A checkpoint that is missing, damaged, or does not belong to this run."""
+
+
+class BackendError(SconceError):
+    """A framework or device that is not here, or a model it cannot train."""

@@ -1,0 +1,54 @@
+"""Files that appear whole or not at all, and the hashes that identify them."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+if sys.platform == "darwin":
+    import fcntl
+
+
+def fsync_file(fd: int) -> None:
+    """Force a file's bytes onto the medium; on macOS plain fsync stops at the drive's cache."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one."""
+    raw = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            fsync_file(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
