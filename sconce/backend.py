@@ -123,9 +123,7 @@ class Backend(Protocol):
         """Peak bytes in use so far: of the device where it has its own memory, else of this process."""
         ...
 
-    def learner(
-        self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource
-    ) -> Learner:
+    def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> Learner:
         """A learner at step 0 with these weights, by parameter name (no "model/" prefix), and zero moments."""
         ...
 

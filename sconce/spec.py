@@ -87,12 +87,8 @@ class ModelSpec:
         yield from _linear(attention + "v_proj", kv_size, hidden, INIT_STD, self.attention_bias)
         yield from _linear(attention + "o_proj", hidden, q_size, into_residual, self.attention_bias)
         if self.qk_norm:
-            yield ParamSpec(
-                name=attention + "q_norm.weight", shape=(self.head_dim,), init="ones", group="vector"
-            )
-            yield ParamSpec(
-                name=attention + "k_norm.weight", shape=(self.head_dim,), init="ones", group="vector"
-            )
+            yield ParamSpec(name=attention + "q_norm.weight", shape=(self.head_dim,), init="ones", group="vector")
+            yield ParamSpec(name=attention + "k_norm.weight", shape=(self.head_dim,), init="ones", group="vector")
         yield from self._norm(prefix + "post_attention_layernorm", hidden)
         if self.mlp == "gated":
             yield from _linear(mlp + "gate_proj", ffn, hidden, INIT_STD, self.mlp_bias)
