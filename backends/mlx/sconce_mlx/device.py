@@ -1,0 +1,45 @@
+"""Which device MLX runs on, and what it has."""
+
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import version
+
+import mlx.core as mx
+
+from sconce.backend import ComputeOptions, DeviceInfo, TensorSource
+from sconce.optim import OptimSpec
+from sconce.spec import ModelSpec
+from sconce_mlx.learner import MLXLearner
+
+
+class MLXBackend:
+    """MLX on its default device: Metal on Apple Silicon, the CPU on Linux."""
+
+    name = "mlx"
+
+    def device(self) -> DeviceInfo:
+        """The chip's name and the memory it shares with the processor."""
+        metal = mx.metal.is_available()
+        info = mx.device_info()
+        name = str(info.get("device_name", platform.machine())) if metal else platform.machine()
+        memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return DeviceInfo("mlx", version("mlx"), "metal" if metal else "cpu", name, memory_bytes)
+
+    def memory(self) -> int:
+        """Peak bytes: of arrays on Metal; on a CPU of the process, where MLX would count what it only queued."""
+        if mx.metal.is_available():
+            return mx.get_peak_memory()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+    def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> MLXLearner:
+        """A learner at step 0."""
+        return MLXLearner(spec, optim, run, weights)
+
+
+def open_backend(device: str) -> MLXBackend:
+    """MLX on its default device; `device` is "auto", the only one there is."""
+    assert device == "auto", device
+    return MLXBackend()

@@ -1,0 +1,111 @@
+"""One optimizer step in MLX, and the state it changes."""
+
+from collections.abc import Iterator, Sequence
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+from numpy.typing import NDArray
+
+from sconce.backend import (
+    Batch,
+    ComputeOptions,
+    StepMetrics,
+    StepScalars,
+    TensorSource,
+    check_tensors,
+    state_names,
+)
+from sconce.optim import OptimSpec
+from sconce.spec import ModelSpec
+from sconce_mlx.decode import MLXDecoder
+from sconce_mlx.loss import token_nats
+from sconce_mlx.model import Model
+from sconce_mlx.optim import AdamW, Tree
+
+DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16}
+
+
+class MLXPending:
+    """Figures that the device may still be computing."""
+
+    def __init__(self, loss: mx.array, grad_norm: mx.array, tokens: int) -> None:
+        self.loss, self.grad_norm, self.tokens = loss, grad_norm, tokens
+
+    def read(self) -> StepMetrics:
+        """Wait for this update only, not for those queued after it."""
+        return StepMetrics(float(np.array(self.loss)), float(np.array(self.grad_norm)), self.tokens)
+
+
+class MLXLearner:
+    """Model and optimizer on one device.
+
+    The state is three flat dictionaries of arrays, replaced at every step; the module only spells the forward
+    pass and is filled from them before each use.
+    """
+
+    def __init__(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> None:
+        self.spec = spec
+        self.model = Model(spec, DTYPES[run.precision])
+        named = [(param.name, param.shape) for param in spec.params()]
+        check_tensors(named, weights)
+        self.params: Tree = {name: mx.array(weights[name]) for name, _ in named}
+        self.first: Tree = {name: mx.zeros(shape) for name, shape in named}
+        self.second: Tree = {name: mx.zeros(shape) for name, shape in named}
+        assert {name for name, _ in tree_flatten(self.model.parameters())} == set(self.params)
+        compiled = run.compile if run.compile is not None else mx.metal.is_available()
+        nats_and_grads = mx.value_and_grad(self._summed_nats)
+        self._nats_and_grads = mx.compile(nats_and_grads) if compiled else nats_and_grads
+        self.optim = AdamW(spec, optim)
+        self._update = mx.compile(self.optim.update) if compiled else self.optim.update
+
+    def step(self, batches: Sequence[Batch], scalars: StepScalars) -> MLXPending:
+        """Accumulate over the micro-batches, clip, update."""
+        tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        # An array and not a Python float: a compiled function freezes Python numbers into its trace.
+        per_token = mx.array(1.0 / tokens)
+        loss, grads = None, None
+        for batch in batches:
+            inputs, targets = mx.array(batch.inputs), mx.array(batch.targets)
+            part, part_grads = self._nats_and_grads(self.params, inputs, targets, per_token)
+            loss = part if loss is None else loss + part
+            grads = part_grads if grads is None else {name: grads[name] + g for name, g in part_grads.items()}
+            mx.async_eval(loss, grads)  # one micro-batch's activations at a time
+        assert loss is not None, "a step needs at least one micro-batch"
+        assert grads is not None
+        numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
+        self.params, self.first, self.second, norm = self._update(
+            self.params, self.first, self.second, grads, numbers
+        )
+        mx.async_eval(self.params, self.first, self.second, norm)
+        return MLXPending(loss, norm, tokens)
+
+    def nats(self, batch: Batch) -> NDArray[np.float32]:
+        """Per-token loss (batch, seq); 0 where the target is -1."""
+        logits_BTV = self._filled_model(self.params)(mx.array(batch.inputs))
+        return np.array(token_nats(logits_BTV, mx.array(batch.targets)))
+
+    def decoder(self, rows: int, max_len: int) -> MLXDecoder:
+        """A decoder over the present weights."""
+        return MLXDecoder(self._filled_model(self.params), self.spec, rows, max_len)
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Weights, then first, then second moments, as float32 on the host."""
+        for part, tree in (("model", self.params), ("adam_m", self.first), ("adam_v", self.second)):
+            for param in self.spec.params():
+                yield f"{part}/{param.name}", np.array(tree[param.name])
+
+    def load(self, tensors: TensorSource, step: int) -> None:
+        """Replace weights and moments; the step itself comes back with the next scalars."""
+        check_tensors(state_names(self.spec), tensors)
+        names = list(self.params)
+        self.params = {name: mx.array(tensors[f"model/{name}"]) for name in names}
+        self.first = {name: mx.array(tensors[f"adam_m/{name}"]) for name in names}
+        self.second = {name: mx.array(tensors[f"adam_v/{name}"]) for name in names}
+
+    def _summed_nats(self, params: Tree, inputs_BT: mx.array, targets_BT: mx.array, scale: mx.array) -> mx.array:
+        return token_nats(self._filled_model(params)(inputs_BT), targets_BT).sum() * scale
+
+    def _filled_model(self, params: Tree) -> Model:
+        self.model.update(tree_unflatten(list(params.items())))
+        return self.model

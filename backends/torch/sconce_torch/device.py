@@ -1,0 +1,56 @@
+"""Which device PyTorch runs on, and what it has."""
+
+import os
+import platform
+import resource
+import sys
+
+import torch
+
+from sconce.backend import ComputeOptions, DeviceInfo, TensorSource
+from sconce.errors import BackendError
+from sconce.optim import OptimSpec
+from sconce.spec import ModelSpec
+from sconce_torch.learner import TorchLearner
+
+
+class TorchBackend:
+    """PyTorch on one device."""
+
+    name = "torch"
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def device(self) -> DeviceInfo:
+        """The GPU's name and memory, or the processor's."""
+        if self._device.type == "cuda":
+            properties = torch.cuda.get_device_properties(self._device)
+            name, memory_bytes = properties.name, properties.total_memory
+        else:
+            name = f"{platform.machine()}, {torch.get_num_threads()} threads"
+            memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return DeviceInfo("torch", torch.__version__, self._device.type, name, memory_bytes)
+
+    def memory(self) -> int:
+        """Peak bytes: of tensors on CUDA, of the process on a CPU."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
+
+    def learner(
+        self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource
+    ) -> TorchLearner:
+        """A learner at step 0."""
+        return TorchLearner(spec, optim, run, weights, self._device)
+
+
+def open_backend(device: str) -> TorchBackend:
+    """PyTorch on "cuda", "cpu", or for "auto" the first of the two that is here."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            "--backend cuda: PyTorch sees no CUDA device; check nvidia-smi, or install a CUDA build of torch"
+        )
+    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    return TorchBackend(torch.device("cuda" if use_cuda else "cpu"))

@@ -1,0 +1,130 @@
+"""One optimizer step in PyTorch, and the state it changes."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sconce.backend import (
+    MOMENTS,
+    Batch,
+    ComputeOptions,
+    StepMetrics,
+    StepScalars,
+    TensorSource,
+    check_tensors,
+    state_names,
+)
+from sconce.optim import OptimSpec
+from sconce.spec import ModelSpec
+from sconce_torch.decode import TorchDecoder
+from sconce_torch.loss import token_nats
+from sconce_torch.model import Model
+from sconce_torch.optim import AdamW
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchPending:
+    """Figures on their way from the device; on CUDA through pinned memory, so that reading stalls nothing."""
+
+    def __init__(self, figures: Tensor, tokens: int) -> None:
+        self.tokens = tokens
+        self.event: torch.cuda.Event | None = None
+        if figures.is_cuda:
+            self.figures = torch.empty_like(figures, device="cpu", pin_memory=True)
+            self.figures.copy_(figures, non_blocking=True)
+            self.event = torch.cuda.Event()
+            self.event.record()
+        else:
+            self.figures = figures
+
+    def read(self) -> StepMetrics:
+        """Wait for this update only, not for those queued after it."""
+        if self.event is not None:
+            self.event.synchronize()
+        loss, grad_norm = self.figures.tolist()
+        return StepMetrics(loss=loss, grad_norm=grad_norm, tokens=self.tokens)
+
+
+class TorchLearner:
+    """Model and optimizer on one device."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        optim: OptimSpec,
+        run: ComputeOptions,
+        weights: TensorSource,
+        device: torch.device,
+    ) -> None:
+        self.spec = spec
+        self.device = device
+        with torch.device(device):
+            self.model = Model(spec, DTYPES[run.precision])
+        self.params = dict(self.model.named_parameters())
+        check_tensors([(param.name, param.shape) for param in spec.params()], weights)
+        self._set_weights({name: weights[name] for name in self.params})
+        self.optim = AdamW(spec, optim, self.params)
+        compiled = run.compile if run.compile is not None else device.type == "cuda"
+        self._summed_nats = torch.compile(self._sum_nats, dynamic=False) if compiled else self._sum_nats
+
+    def step(self, batches: Sequence[Batch], scalars: StepScalars) -> TorchPending:
+        """Accumulate over the micro-batches, clip, update."""
+        tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        for param in self.params.values():
+            param.grad = None
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            part = self._summed_nats(self._put(batch.inputs), self._put(batch.targets)) / tokens
+            part.backward()
+            loss += part.detach()
+        norm = self.optim.update(scalars.learning_rate)
+        return TorchPending(torch.stack((loss, norm)), tokens)
+
+    def nats(self, batch: Batch) -> NDArray[np.float32]:
+        """Per-token loss (batch, seq); 0 where the target is -1."""
+        with torch.inference_mode():
+            logits_BTV = self.model(self._put(batch.inputs))
+            return token_nats(logits_BTV, self._put(batch.targets)).cpu().numpy()
+
+    def decoder(self, rows: int, max_len: int) -> TorchDecoder:
+        """A decoder over the present weights."""
+        return TorchDecoder(self.model, self.spec, rows, max_len)
+
+    def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Weights, then first, then second moments, as float32 on the host."""
+        for param in self.spec.params():
+            yield f"model/{param.name}", self.params[param.name].detach().cpu().numpy()
+        for index, part in enumerate(MOMENTS):
+            for param in self.spec.params():
+                yield f"{part}/{param.name}", self.optim.moments(param.name)[index].cpu().numpy()
+
+    def load(self, tensors: TensorSource, step: int) -> None:
+        """Replace weights and moments, as they were after `step` updates."""
+        check_tensors(state_names(self.spec), tensors)
+        self._set_weights({name: tensors[f"model/{name}"] for name in self.params})
+        moments = {
+            name: (self._copy(tensors[f"adam_m/{name}"]), self._copy(tensors[f"adam_v/{name}"]))
+            for name in self.params
+        }
+        self.optim.restore(moments, step)
+
+    def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return token_nats(self.model(inputs_BT), targets_BT).sum()
+
+    def _set_weights(self, weights: TensorSource) -> None:
+        with torch.no_grad():
+            for name, param in self.params.items():
+                param.copy_(self._copy(weights[name]))
+
+    def _copy(self, array: NDArray[np.float32]) -> Tensor:
+        return torch.tensor(array, device=self.device)
+
+    def _put(self, tokens: NDArray[np.int32]) -> Tensor:
+        host = torch.from_numpy(tokens.astype(np.int64))
+        if self.device.type == "cuda":
+            return host.pin_memory().to(self.device, non_blocking=True)
+        return host

@@ -1,0 +1,38 @@
+"""`loss.png`: training and held-out loss over steps."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+
+def plot_loss(records: Sequence[dict[str, float]], path: Path) -> None:
+    """Draw the records of `metrics.jsonl` as a PNG; the thick line is the running mean of the thin one."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    steps = [record["step"] for record in records if "loss" in record]
+    losses = [record["loss"] for record in records if "loss" in record]
+    axes.plot(steps, losses, color="#9db7d5", linewidth=0.8)
+    axes.plot(steps, _running_mean(losses), color="#1f5a9e", linewidth=2, label="training")
+    evaluations = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), "o-", color="#c4511d", markersize=4, label="held-out")
+        step, loss = evaluations[-1]
+        axes.annotate(f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(-4, 8), ha="right")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    canvas.print_png(str(temporary))
+    temporary.replace(path)
+
+
+def _running_mean(values: Sequence[float], weight: float = 0.1) -> list[float]:
+    """Exponential moving average, seeded by the first value."""
+    means: list[float] = []
+    for value in values:
+        means.append(value if not means else means[-1] + weight * (value - means[-1]))
+    return means
