@@ -1,9 +1,13 @@
 """What crosses from data to a backend: one micro-batch of token rows."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sconce.data.shards import TokenStore
+from sconce.errors import DataError
 
 
 class Batch(NamedTuple):
@@ -11,3 +15,43 @@ class Batch(NamedTuple):
 
     inputs: NDArray[np.int32]  # (batch, seq)
     targets: NDArray[np.int32]  # (batch, seq)
+
+
+def num_rows(store: TokenStore, seq_len: int) -> int:
+    """Rows of `seq_len` predictions that the tokens give; row j is tokens j*seq_len .. j*seq_len + seq_len.
+
+    Neighbours share one token, the last target of one and the first input of the next.
+    Raises DataError when there is not one row.
+    """
+    rows = (store.num_tokens - 1) // seq_len
+    if rows < 1:
+        raise DataError(
+            f"corpus shorter than one row: {store.num_tokens} tokens, and data.sequence_length {seq_len} needs "
+            f"{seq_len + 1}: set a smaller data.sequence_length or give more text"
+        )
+    return rows
+
+
+def read_batch(store: TokenStore, rows: NDArray[np.int64], seq_len: int) -> Batch:
+    """The given rows, (len(rows), seq_len)."""
+    tokens = np.stack([store.read(int(row) * seq_len, seq_len + 1) for row in rows])
+    return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
+
+
+def validation_batches(
+    store: TokenStore, seq_len: int, batch_size: int, max_batches: int | None = None
+) -> Iterator[Batch]:
+    """Every token but the first as a target once, in order; the first `max_batches` batches of that.
+
+    All batches are (batch_size, seq_len): after the last token inputs are 0 and targets -1.
+    """
+    per_batch = batch_size * seq_len
+    count = -(-(store.num_tokens - 1) // per_batch)
+    for batch in range(count if max_batches is None else min(count, max_batches)):
+        start = batch * per_batch
+        scored = min(per_batch, store.num_tokens - 1 - start)
+        tokens = store.read(start, scored + 1)
+        inputs = np.zeros(per_batch, np.int32)
+        targets = np.full(per_batch, -1, np.int32)
+        inputs[:scored], targets[:scored] = tokens[:-1], tokens[1:]
+        yield Batch(inputs.reshape(batch_size, seq_len), targets.reshape(batch_size, seq_len))

@@ -1,0 +1,173 @@
+"""Token shards on disk, and reading them.
+
+<folder>/train-00000.bin   token ids, raw little-endian uint16 (uint32 for vocabularies above 65536)
+<folder>/train-00000.idx   where each document starts, in tokens from the shard's start, little-endian uint64
+<folder>/manifest.json     written last: the folder is complete if and only if it is there
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sconce.data.corpus import Split
+from sconce.data.sources import DocumentRule
+from sconce.errors import DataError
+from sconce.files import sha256_file
+
+FORMAT = "sconce-tokens-1"
+MANIFEST = "manifest.json"
+_REMEDY = "delete the folder and prepare the data again"
+
+Dtype = Literal["uint16", "uint32"]
+TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One pair of files, <name>.bin and <name>.idx. `utf8_bytes` is of the text, without end-of-text tokens."""
+
+    name: str
+    split: Split
+    tokens: int
+    documents: int
+    utf8_bytes: int
+    bin_sha256: str
+    idx_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceRecord:
+    """A text file as it was when it was read; size and hash are of its raw bytes."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything about a build. `threshold` is None when the validation text was given as files of its own."""
+
+    format: str
+    tokenizer_sha256: str
+    dtype: Dtype
+    vocab_size: int
+    eos_id: int
+    rule: DocumentRule
+    paths: list[str]
+    validation_paths: list[str]
+    validation_fraction: float
+    threshold: int | None
+    shards: list[Shard]
+    sources: list[SourceRecord]
+
+
+class TokenStore:
+    """One split: its shards, memory-mapped, as a single sequence of tokens."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: Dtype) -> None:
+        self.num_tokens = sum(shard.tokens for shard in shards)
+        self.num_documents = sum(shard.documents for shard in shards)
+        self.utf8_bytes = sum(shard.utf8_bytes for shard in shards)
+        little_endian = np.dtype(dtype).newbyteorder("<")
+        self._arrays: list[TokenArray] = [
+            np.memmap(folder / f"{shard.name}.bin", little_endian, mode="r") for shard in shards
+        ]
+        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
+
+    def read(self, start: int, count: int) -> NDArray[np.int32]:
+        """A copy of tokens start .. start + count - 1, (count,)."""
+        assert 0 <= start <= start + count <= self.num_tokens, f"tokens {start}+{count} of {self.num_tokens}"
+        tokens = np.empty(count, np.int32)
+        done = 0
+        while done < count:
+            shard = int(np.searchsorted(self._ends, start + done, side="right"))
+            array = self._arrays[shard]
+            offset = start + done - int(self._ends[shard]) + len(array)
+            piece = array[offset : offset + count - done]
+            tokens[done : done + len(piece)] = piece
+            done += len(piece)
+        return tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenData:
+    """A complete build, open for reading."""
+
+    folder: Path
+    manifest: Manifest
+    train: TokenStore
+    validation: TokenStore
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """SHA-256 of the tokenizer.json that made these tokens."""
+        return self.manifest.tokenizer_sha256
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id that can occur."""
+        return self.manifest.vocab_size
+
+    @property
+    def eos_id(self) -> int:
+        """The token after every document."""
+        return self.manifest.eos_id
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 that two builds share if and only if they hold the same tokens; paths and times do not enter."""
+        facts = [self.manifest.dtype, self.tokenizer_sha256]
+        facts += [f"{shard.split} {shard.bin_sha256} {shard.idx_sha256}" for shard in self.manifest.shards]
+        return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def open_tokens(folder: Path, verify: bool = True) -> TokenData:
+    """Open a build. Sizes are always checked, the shards' hashes with `verify`.
+
+    Raises DataError, naming the file, when something is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    width = np.dtype(manifest.dtype).itemsize
+    for shard in manifest.shards:
+        _check(folder / f"{shard.name}.bin", shard.tokens * width, shard.bin_sha256 if verify else None)
+        _check(folder / f"{shard.name}.idx", shard.documents * 8, shard.idx_sha256 if verify else None)
+    train, validation = (
+        TokenStore(folder, [shard for shard in manifest.shards if shard.split == split], manifest.dtype)
+        for split in ("train", "validation")
+    )
+    return TokenData(folder=folder, manifest=manifest, train=train, validation=validation)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the shape of a build's manifest; DataError when there is none or it is damaged."""
+    path = folder / MANIFEST
+    try:
+        fields = json.loads(path.read_bytes())
+        if fields["format"] != FORMAT:
+            raise DataError(f"{path}: format {fields['format']}, expected {FORMAT}: {_REMEDY}")
+        shards = [Shard(**shard) for shard in fields.pop("shards")]
+        sources = [SourceRecord(**source) for source in fields.pop("sources")]
+        return Manifest(**fields, shards=shards, sources=sources)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}), so the folder is no complete build") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}): {_REMEDY}") from error
+
+
+def _check(path: Path, size: int, sha256: str | None) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError:
+        raise DataError(f"{path}: missing: {_REMEDY}") from None
+    if found != size:
+        raise DataError(f"{path}: damaged, {found} bytes instead of {size}: {_REMEDY}")
+    if sha256 is not None and sha256_file(path) != sha256:
+        raise DataError(f"{path}: damaged, its content does not match its sha256: {_REMEDY}")
