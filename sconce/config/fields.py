@@ -1,0 +1,99 @@
+"""The schema as a flat table: dotted key to field, and a field's check in words."""
+
+import difflib
+import types
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Literal, Union, cast, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from pydantic.fields import FieldInfo
+
+from sconce.config.schema import RunConfig, Section
+
+PATHS: object = tuple[Path, ...]
+TYPE_NAMES: dict[object, str] = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "a string",
+    Path: "a path",
+    PATHS: "a list of paths",
+}
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """Every key that holds a value, e.g. "runtime.checkpoint.max_keep"."""
+    return dict(_leaves(RunConfig, ""))
+
+
+def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield prefix + name, field
+
+
+def value_type(field: FieldInfo) -> object:
+    """The field's type without `| None`."""
+    annotation = cast(object, field.annotation)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(arg for arg in get_args(annotation) if arg is not type(None))
+    return annotation
+
+
+def is_optional(field: FieldInfo) -> bool:
+    """Whether the key may be left without a value."""
+    return type(None) in get_args(field.annotation)
+
+
+def expected(field: FieldInfo) -> str:
+    """What the field accepts, in words: "an integer >= 1", "one of a, b"."""
+    kind = value_type(field)
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return " ".join([TYPE_NAMES[kind], " and ".join(_bounds(field))]).strip()
+
+
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    for check in field.metadata:
+        match check:
+            case Ge(ge):
+                yield f">= {ge}"
+            case Gt(gt):
+                yield f"> {gt}"
+            case Le(le):
+                yield f"<= {le}"
+            case Lt(lt):
+                yield f"< {lt}"
+            case MultipleOf(multiple):
+                yield f"a multiple of {multiple}"
+            case _:
+                pass
+
+
+def nearest(key: str) -> str | None:
+    """The key that `key` was probably meant to be: a like-named one of the same table, else of any."""
+    table, _, name = key.rpartition(".")
+    everywhere = list(fields())
+    here = [known for known in everywhere if known.rpartition(".")[0] == table]
+    initials = {"".join(word[0] for word in known.rpartition(".")[2].split("_")): known for known in here}
+    if name in initials:  # lr for learning_rate
+        return initials[name]
+    by_name = {known.rpartition(".")[2]: known for known in (*reversed(everywhere), *here)}
+    for candidates in ({k.rpartition(".")[2]: k for k in here}, by_name):
+        match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
+        if match:
+            return candidates[match[0]]
+    close = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def unknown(key: str) -> str:
+    """The message for a key that does not exist."""
+    guess = nearest(key)
+    return f"unknown key; did you mean {guess}?" if guess else "unknown key; `sconce config docs` lists them all"

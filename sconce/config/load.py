@@ -1,0 +1,97 @@
+"""A config file, with overrides, to a RunConfig; every fault of it in one message."""
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sconce.config.fields import expected, fields, unknown
+from sconce.config.overrides import absolutize, apply_override
+from sconce.config.read import Table, read_table
+from sconce.config.relations import relation_faults
+from sconce.config.schema import RunConfig
+from sconce.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with one key."""
+
+    place: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.key}: {self.message}"
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read TOML, YAML or JSON, apply `key=value` overrides, check everything.
+
+    Paths in the file are relative to the file, those in overrides to the working directory. Raises ConfigError
+    with every fault on a line of its own.
+    """
+    table = read_table(path)
+    absolutize(table, path.resolve().parent)
+    faults: list[Fault] = []
+    overridden: set[str] = set()
+    for text in overrides:
+        key = text.partition("=")[0].strip()
+        message = apply_override(table, key, text)
+        if message is None:
+            overridden.add(key.partition("[")[0])
+        else:
+            faults.append(Fault("--override", key, message))
+
+    def place(key: str) -> str:
+        return "--override" if key in overridden else str(path)
+
+    config, found = _validate(table, place)
+    faults += found
+    if faults:
+        raise ConfigError("\n".join(map(str, faults)))
+    return config
+
+
+def _validate(table: Table, place: Callable[[str], str]) -> tuple[RunConfig, list[Fault]]:
+    """Field faults first; then relations between the fields that are right, defaults standing in for the rest."""
+    faults: list[Fault] = []
+    faulty: set[str] = set()
+    cleaned = copy.deepcopy(table)
+    try:
+        config = _parse(table)
+    except ValidationError as error:
+        for detail in error.errors():
+            steps = detail["loc"]
+            key = ".".join(str(step) for step in steps if isinstance(step, str))
+            index = "".join(f"[{step}]" for step in steps if isinstance(step, int))
+            faulty.add(key)
+            faults.append(Fault(place(key), key + index, _describe(key, detail["type"], detail["input"])))
+            _remove(cleaned, [step for step in steps if isinstance(step, str)])
+        config = _parse(cleaned)
+    for keys, message in relation_faults(config):
+        if not any(key == bad or key.startswith(f"{bad}.") for key in keys for bad in faulty):
+            faults.append(Fault(place(keys[0]), keys[0], message))
+    return config, faults
+
+
+def _parse(table: Table) -> RunConfig:
+    # JSON mode: text becomes a path and a list a tuple, yet "128" is no integer and 1 no boolean.
+    return RunConfig.model_validate_json(json.dumps(table, default=str), strict=True)
+
+
+def _describe(key: str, kind: str, value: object) -> str:
+    if kind == "extra_forbidden":
+        return unknown(key)
+    field = fields().get(key)
+    wanted = expected(field) if field is not None else "a table of keys"
+    return f"found {json.dumps(value, default=str)}, expected {wanted}"
+
+
+def _remove(table: Table, steps: Sequence[str]) -> None:
+    for step in steps[:-1]:
+        table = table[step]
+    table.pop(steps[-1], None)

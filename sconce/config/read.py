@@ -1,0 +1,83 @@
+"""A config file to plain tables, whatever its format."""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from sconce.errors import ConfigError
+
+Table = dict[str, Any]
+
+
+def read_table(path: Path) -> Table:
+    """Parse by extension: .toml, .tml or none is TOML; .yaml, .yml; .json. Raises ConfigError, with the line."""
+    readers: dict[str, Callable[[str], object]] = {
+        **dict.fromkeys((".toml", ".tml", ""), tomllib.loads),
+        **dict.fromkeys((".yaml", ".yml"), _load_yaml),
+        ".json": _load_json,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigError(f"{path}: unsupported extension {path.suffix}; expected .toml, .yaml, .yml or .json")
+    try:
+        parsed = reader(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8, at byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise ConfigError(f"{path}: line {line}: {error.problem}") from error
+    except ValueError as error:  # tomllib and json say where themselves
+        raise ConfigError(f"{path}: {error}") from error
+    if parsed is None:
+        return {}
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{path}: expected tables of keys, found {type(parsed).__name__}")
+    return cast(Table, parsed)
+
+
+def _load_json(text: str) -> object:
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: Iterable[tuple[str, object]]) -> Table:
+    table: Table = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key} appears twice")
+        table[key] = value
+    return table
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1 reads 3e-4 as text and lets a key appear twice; people mean a number, and once."""
+
+
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Table:
+    table: Table = {}
+    for key_node, value_node in cast(list[tuple[yaml.Node, yaml.Node]], node.value):
+        key = str(loader.construct_object(key_node, deep=True))
+        if key in table:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key} appears twice", key_node.start_mark)
+        table[key] = loader.construct_object(value_node, deep=True)
+    return table
+
+
+_YamlLoader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_YamlLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _load_yaml(text: str) -> object:
+    return yaml.load(text, Loader=_YamlLoader)

@@ -1,0 +1,103 @@
+"""Checks between keys: pure functions of a config whose single values are already right."""
+
+from collections.abc import Iterator
+
+from sconce.config.schema import RunConfig
+
+Relation = tuple[tuple[str, ...], str]
+"""The keys involved, the first being the one to report at, and what is wrong."""
+
+
+def relation_faults(config: RunConfig) -> Iterator[Relation]:
+    """Every contradiction between keys."""
+    yield from _model(config)
+    yield from _data(config)
+    yield from _schedule(config)
+
+
+def _model(config: RunConfig) -> Iterator[Relation]:
+    model = config.model
+    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads
+    if model.head_dim is None and model.hidden_size % heads:
+        yield (
+            ("model.hidden_size", "model.num_attention_heads"),
+            f"found {model.hidden_size}, expected a multiple of model.num_attention_heads {heads} "
+            "(or set model.head_dim)",
+        )
+    elif model.head_dim is None and model.hidden_size // heads % 2:
+        yield (
+            ("model.hidden_size", "model.num_attention_heads"),
+            f"found {model.hidden_size}, which makes heads of {model.hidden_size // heads}; rotary embedding needs "
+            "an even width",
+        )
+    if kv_heads is not None and heads % kv_heads:
+        yield (
+            ("model.num_key_value_heads", "model.num_attention_heads"),
+            f"found {kv_heads}, expected a divisor of model.num_attention_heads {heads}",
+        )
+
+
+def _data(config: RunConfig) -> Iterator[Relation]:
+    data = config.data
+    if config.tokenizer.tokenizer_json is None:
+        yield ("tokenizer.tokenizer_json",), "missing; expected the path of a tokenizer.json"
+    if not data.train_shards:
+        yield ("data.train_shards",), "missing; expected a list of text files or folders"
+    longest = config.model.max_position_embeddings
+    if data.sequence_length is not None and data.sequence_length > longest:
+        yield (
+            ("data.sequence_length", "model.max_position_embeddings"),
+            f"found {data.sequence_length}, expected at most model.max_position_embeddings {longest}",
+        )
+    keys = ("data.batch_size", "data.micro_batch_size", "data.gradient_accumulation_steps")
+    batch, micro, accumulation = data.batch_size, data.micro_batch_size, data.gradient_accumulation_steps
+    if micro is not None and (batch % micro or accumulation not in (1, batch // micro)):
+        fitting = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
+        yield keys, _instead(batch, f"micro_batch_size = {fitting}", f"micro-batches of {micro}", accumulation)
+    elif micro is None and batch % accumulation:
+        fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
+        yield keys, _instead(batch, f"gradient_accumulation_steps = {fitting}", "equal micro-batches", accumulation)
+
+
+def _instead(batch: int, line: str, wanted: str, accumulation: int) -> str:
+    return (
+        f"found {batch} sequences per optimizer step, which are not {wanted} in {accumulation} accumulation "
+        f"step(s); write instead: batch_size = {batch} and {line}"
+    )
+
+
+def _schedule(config: RunConfig) -> Iterator[Relation]:
+    scheduler, peak = config.scheduler, config.optimizer.learning_rate
+    if (scheduler.total_steps is None) == (scheduler.total_epochs is None):
+        found = "neither" if scheduler.total_steps is None else "both"
+        yield (
+            ("scheduler.total_steps", "scheduler.total_epochs"),
+            f"found {found}, expected either scheduler.total_steps or scheduler.total_epochs",
+        )
+    if scheduler.total_steps is not None and scheduler.warmup_steps > scheduler.total_steps:
+        yield (
+            ("scheduler.warmup_steps", "scheduler.total_steps"),
+            f"found {scheduler.warmup_steps}, expected at most scheduler.total_steps {scheduler.total_steps}",
+        )
+    if scheduler.min_lr > peak:
+        yield (
+            ("scheduler.min_lr", "optimizer.learning_rate"),
+            f"found {scheduler.min_lr}, expected at most optimizer.learning_rate {peak}",
+        )
+    for key, given, strategies in (
+        ("min_lr", scheduler.min_lr != 0, ("cosine", "cosine_with_warmup", "polynomial", "wsd")),
+        ("power", scheduler.power != 1, ("polynomial",)),
+        ("decay_steps", scheduler.decay_steps is not None, ("wsd",)),
+    ):
+        if given and scheduler.strategy not in strategies:
+            yield (
+                (f"scheduler.{key}", "scheduler.strategy"),
+                f"would do nothing with strategy {scheduler.strategy}; it is for {', '.join(strategies)}",
+            )
+    if scheduler.decay_steps is not None and scheduler.total_steps is not None:
+        room = scheduler.total_steps - scheduler.warmup_steps
+        if scheduler.decay_steps > room:
+            yield (
+                ("scheduler.decay_steps", "scheduler.total_steps", "scheduler.warmup_steps"),
+                f"found {scheduler.decay_steps}, expected at most the {room} steps after the warm-up",
+            )

@@ -1,0 +1,140 @@
+"""What a config means: derived values, the model it describes, and how two configs of one run differ."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+
+from sconce.config.fields import fields
+from sconce.config.schema import RunConfig
+from sconce.errors import ConfigError
+from sconce.spec import ModelSpec
+
+# Identified by the hashes of what they hold: a run may move to another folder or machine.
+PLACES = (
+    "tokenizer.tokenizer_json",
+    "data.train_shards",
+    "data.validation_shards",
+    "data.cache_dir",
+    "runtime.run_dir",
+)
+# What defines the run: the model, which rows each step sees, and the rule that the moments belong to.
+FIXED = (
+    "model.",
+    "data.batch_size",
+    "data.sequence_length",
+    "data.document",
+    "data.validation_fraction",
+    "runtime.seed",
+    "optimizer.algorithm",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One key that two configs disagree on; `allowed` if a run may change it when it is resumed."""
+
+    key: str
+    old: object
+    new: object
+    allowed: bool
+
+
+def sequence_length(config: RunConfig) -> int:
+    """Predictions a row."""
+    return config.data.sequence_length or config.model.max_position_embeddings
+
+
+def micro_batch_size(config: RunConfig) -> int:
+    """Sequences the device holds at once."""
+    data = config.data
+    return data.micro_batch_size or data.batch_size // data.gradient_accumulation_steps
+
+
+def model_spec(config: RunConfig, vocab_size: int) -> ModelSpec:
+    """The model, for a tokenizer of `vocab_size` tokens. Raises ConfigError if model.vocab_size is less."""
+    model = config.model
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise ConfigError(
+            f"model.vocab_size: found {model.vocab_size}, expected at least the tokenizer's {vocab_size} tokens"
+        )
+    return ModelSpec(
+        vocab_size=model.vocab_size or vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.intermediate_size or _intermediate_size(config),
+        num_layers=model.num_layers,
+        num_heads=model.num_attention_heads,
+        num_kv_heads=model.num_key_value_heads or model.num_attention_heads,
+        head_dim=model.head_dim or model.hidden_size // model.num_attention_heads,
+        max_position_embeddings=model.max_position_embeddings,
+        norm=model.norm,
+        norm_eps=model.norm_eps,
+        qk_norm=model.qk_norm,
+        mlp=model.mlp,
+        activation=model.activation,
+        attention_bias=model.attention_bias,
+        mlp_bias=model.mlp_bias,
+        rope_theta=model.rope_theta,
+        tie_word_embeddings=model.tie_word_embeddings,
+    )
+
+
+def _intermediate_size(config: RunConfig) -> int:
+    hidden = config.model.hidden_size
+    if config.model.mlp == "plain":
+        return 4 * hidden
+    return -(-8 * hidden // 3 // 32) * 32  # three matrices of 8/3 hold as many weights as two of 4 (Shazeer 2020)
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """The config as JSON values, with what is derived from other keys filled in."""
+    table = config.model_dump(mode="json")
+    model, data = table["model"], table["data"]
+    model["intermediate_size"] = config.model.intermediate_size or _intermediate_size(config)
+    model["num_key_value_heads"] = config.model.num_key_value_heads or config.model.num_attention_heads
+    model["head_dim"] = config.model.head_dim or config.model.hidden_size // config.model.num_attention_heads
+    data["sequence_length"] = sequence_length(config)
+    data["micro_batch_size"] = micro_batch_size(config)
+    data["gradient_accumulation_steps"] = config.data.batch_size // micro_batch_size(config)
+    return table
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Keys on which two results of `to_json` disagree; a key that one lacks counts as its default."""
+    before, after = dict(_flat(old)), dict(_flat(new))
+    found: list[Difference] = []
+    for key, field in fields().items():
+        default = field.get_default(call_default_factory=True)
+        a, b = before.get(key, default), after.get(key, default)
+        if key not in PLACES and a != b:
+            found.append(Difference(key, a, b, allowed=not key.startswith(FIXED)))
+    return found
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(cast(dict[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def dump_toml(config: RunConfig, header: str, relative_to: Path) -> str:
+    """The whole config as TOML; paths inside `relative_to` become relative, so that the folder can move."""
+    table = config.model_dump(mode="json", exclude_none=True)
+    base = relative_to.resolve()
+    for key in PLACES:
+        section, name = key.split(".")
+        value = table[section].get(name)
+        if isinstance(value, list):
+            table[section][name] = [_relative(item, base) for item in cast(list[str], value)]
+        elif value is not None:
+            table[section][name] = _relative(value, base)
+    return header + "\n" + tomli_w.dumps(table)
+
+
+def _relative(path: str, base: Path) -> str:
+    absolute = Path(path).resolve()
+    return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

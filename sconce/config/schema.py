@@ -1,0 +1,202 @@
+"""Every key a config may have: its type, its default, its check and what it means."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Document = Literal["passage", "line", "blank-line", "file"]
+Strategy = Literal["constant", "linear_warmup", "cosine", "cosine_with_warmup", "polynomial", "wsd"]
+
+
+class Section(BaseModel):
+    """A table of the config: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelConfig(Section):
+    """The architecture: Llama's by default, Qwen3's with `qk_norm`."""
+
+    hidden_size: int = Field(default=128, ge=1, description="Width of the residual stream.")
+    intermediate_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Width of the MLP. Default: 8/3 of hidden_size rounded up to a multiple of 32 when gated, "
+        "4 times hidden_size when plain.",
+    )
+    num_attention_heads: int = Field(default=4, ge=1, description="Query heads.")
+    num_key_value_heads: int | None = Field(
+        default=None,
+        ge=1,
+        description="Key and value heads; fewer than query heads is GQA. Default: num_attention_heads.",
+    )
+    num_layers: int = Field(default=4, ge=1, description="Transformer blocks.")
+    head_dim: int | None = Field(
+        default=None,
+        ge=2,
+        multiple_of=2,
+        description="Width of a head, even. Default: hidden_size / num_attention_heads.",
+    )
+    max_position_embeddings: int = Field(default=256, ge=2, description="Longest sequence in tokens.")
+    vocab_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Rows of the embedding. Default: the tokenizer's size, which is also the least.",
+    )
+    norm: Literal["rmsnorm", "layernorm"] = Field(
+        default="rmsnorm", description="Norm before each branch and at the end."
+    )
+    norm_eps: float = Field(default=1e-5, gt=0, le=0.1, description="Added to the variance in every norm.")
+    qk_norm: bool = Field(default=False, description="RMS norm on queries and keys of each head.")
+    mlp: Literal["gated", "plain"] = Field(
+        default="gated", description="gated: down(act(gate) * up); plain: down(act(up))."
+    )
+    activation: Literal["silu", "gelu", "relu2"] = Field(default="silu", description="relu2 is the square of ReLU.")
+    attention_bias: bool = Field(default=False, description="Biases on the four attention projections.")
+    mlp_bias: bool = Field(default=False, description="Biases on the MLP's projections.")
+    rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
+    tie_word_embeddings: bool = Field(default=True, description="The head multiplies by the embedding table.")
+
+
+class TokenizerConfig(Section):
+    """The tokenizer."""
+
+    tokenizer_json: Path | None = Field(
+        default=None, description="A byte-level BPE tokenizer.json (`sconce tokenizer train` makes one). Required."
+    )
+
+
+class DataConfig(Section):
+    """Text, and how it becomes rows of tokens."""
+
+    train_shards: tuple[Path, ...] = Field(
+        default=(), description="Text files, .gz files, or folders of them. Required, at least one."
+    )
+    validation_shards: tuple[Path, ...] = Field(
+        default=(), description="Held-out text. Default: validation_fraction of the documents of train_shards."
+    )
+    validation_fraction: float = Field(
+        default=0.05, gt=0, lt=1, description="Documents held out, chosen by a hash of their text."
+    )
+    document: Document = Field(
+        default="passage",
+        description="What one document is: passage (running text, cut at a blank line after 4 KiB), line, "
+        "blank-line (blocks), or file.",
+    )
+    sequence_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Predictions a row. Default: model.max_position_embeddings, which is also the most.",
+    )
+    batch_size: int = Field(default=8, ge=1, description="Sequences per optimizer step, over everything.")
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Sequences the device holds at once. Default: batch_size / gradient_accumulation_steps.",
+    )
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Micro-batches per optimizer step, where micro_batch_size is not given."
+    )
+    cache_dir: Path | None = Field(
+        default=None, description="Where token shards are built. Default: data in the run folder."
+    )
+
+
+class OptimizerConfig(Section):
+    """AdamW with clipping. Norms, biases and embeddings do not decay."""
+
+    algorithm: Literal["adam_w"] = Field(default="adam_w", description="The update rule.")
+    learning_rate: float = Field(default=3e-4, gt=0, description="The schedule's peak.")
+    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled, on matrices.")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment.")
+    epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Clip the gradient's global norm to this; 0 does not clip."
+    )
+
+
+class SchedulerConfig(Section):
+    """The learning rate over the run. Every strategy warms up linearly over warmup_steps first."""
+
+    strategy: Strategy = Field(default="cosine_with_warmup", description="Shape after the warm-up.")
+    warmup_steps: int = Field(default=0, ge=0, description="Steps from 0 up to the peak; at most total_steps.")
+    total_steps: int | None = Field(
+        default=None, ge=1, description="Optimizer steps. Either this or total_epochs is required."
+    )
+    total_epochs: float | None = Field(default=None, gt=0, description="Passes over the training rows instead.")
+    min_lr: float = Field(
+        default=0.0,
+        ge=0,
+        description="Where the decay ends; at most optimizer.learning_rate. Not for constant strategies.",
+    )
+    power: float = Field(default=1.0, gt=0, description="Exponent of polynomial decay.")
+    decay_steps: int | None = Field(
+        default=None, ge=1, description="Last steps, over which wsd decays. Default: a fifth."
+    )
+
+
+class CheckpointConfig(Section):
+    """Checkpoints."""
+
+    every_n_steps: int = Field(default=200, ge=1, description="Save this often, and at the end.")
+    max_keep: int = Field(default=3, ge=1, description="Newest checkpoints kept, beside the best one.")
+    save_best: bool = Field(default=True, description="Also save whenever the held-out loss is the lowest so far.")
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation."""
+
+    every_n_steps: int = Field(default=200, ge=1, description="Evaluate this often, and at the end.")
+    max_batches: int | None = Field(
+        default=None, ge=1, description="Stop after so many batches. Default: all held-out text."
+    )
+    batch_size: int | None = Field(default=None, ge=1, description="Sequences at once. Default: the micro-batch.")
+
+
+class LoggingConfig(Section):
+    """Beside metrics.jsonl, which is always written."""
+
+    tensorboard: bool = Field(default=True, description="Write TensorBoard files.")
+
+
+class SampleConfig(Section):
+    """Text the model writes during training and at the end."""
+
+    every_n_steps: int | None = Field(
+        default=None, ge=1, description="Sample this often. Default: only at the end."
+    )
+    prompt: str = Field(default="", description="Text to continue; empty starts a document.")
+    max_tokens: int = Field(default=200, ge=1, description="Length, within max_position_embeddings.")
+    temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token.")
+    top_k: int = Field(default=50, ge=0, description="Candidates at each token; 0 for all.")
+    top_p: float = Field(default=1.0, gt=0, le=1, description="Probability that the candidates hold together.")
+
+
+class RuntimeConfig(Section):
+    """How the run behaves."""
+
+    seed: int = Field(default=42, ge=0, description="Of initial weights, data order and samples.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="Of activations and matrix products; master weights and moments are always fp32.",
+    )
+    compile: bool | None = Field(default=None, description="Compile the step. Default: on a GPU, not on a CPU.")
+    run_dir: Path | None = Field(default=None, description="Folder that the run owns; --run-dir wins.")
+    log_every_n_steps: int = Field(default=10, ge=1, description="Write figures this often.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="Checkpoints.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Held-out evaluation.")
+    logging: LoggingConfig = Field(default=LoggingConfig(), description="Where figures go.")
+    sample: SampleConfig = Field(default=SampleConfig(), description="Samples.")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    model: ModelConfig = Field(default=ModelConfig(), description="The architecture.")
+    tokenizer: TokenizerConfig = Field(default=TokenizerConfig(), description="The tokenizer.")
+    data: DataConfig = Field(default=DataConfig(), description="Text and batches.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="The update.")
+    scheduler: SchedulerConfig = Field(default=SchedulerConfig(), description="The learning rate.")
+    runtime: RuntimeConfig = Field(default=RuntimeConfig(), description="Everything else.")
