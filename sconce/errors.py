@@ -21,3 +21,7 @@ class CheckpointError(SconceError):
 
 class BackendError(SconceError):
     """A framework or device that is not here, or a model it cannot train."""
+
+
+class TrainingError(SconceError):
+    """A run that cannot sensibly go on: the loss is no longer a number."""

@@ -60,7 +60,5 @@ def random_weights(spec: ModelSpec, seed: int = 1, scale: float = 1.0) -> dict[s
 
 
 INSTALLED = [
-    hardware
-    for hardware, module in (("cpu", "torch"), ("mlx", "mlx"))
-    if importlib.util.find_spec(module) is not None
+    hardware for hardware, module in (("cpu", "torch"), ("mlx", "mlx")) if importlib.util.find_spec(module) is not None
 ]

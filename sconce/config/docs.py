@@ -26,8 +26,7 @@ def reference() -> str:
         if section != table:
             table = section
             parts.append(
-                f"\n## {section}\n\n{_title(section)}\n\n"
-                "| key | default | expected | meaning |\n|---|---|---|---|\n"
+                f"\n## {section}\n\n{_title(section)}\n\n| key | default | expected | meaning |\n|---|---|---|---|\n"
             )
         parts.append(f"| `{name}` | {_default(field.get_default())} | {expected(field)} | {field.description} |\n")
     return "".join(parts)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,11 +16,19 @@ def absolutize(table: Table, base: Path) -> None:
         if not (value_type(field) is Path or value_type(field) == PATHS):
             continue
         *tables, name = key.split(".")
-        inner: object = table
-        for step in tables:
-            inner = inner.get(step) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and name in inner:
-            inner[name] = _rebase(cast(object, inner[name]), base)
+        section = _section(table, tables)
+        if section is not None and name in section:
+            section[name] = _rebase(section[name], base)
+
+
+def _section(table: Table, names: Sequence[str]) -> Table | None:
+    """The inner table of that path, None where the file has something else or nothing."""
+    for name in names:
+        value: object = table.get(name)
+        if not isinstance(value, dict):
+            return None
+        table = cast(Table, value)
+    return table
 
 
 def _rebase(value: object, base: Path) -> object:
@@ -65,12 +74,15 @@ def _override_value(raw: str, kind: object, optional: bool) -> object:
         return None
     if kind is Path:
         return _rebase(raw, Path.cwd())
+    if kind == PATHS and not raw.startswith("["):
+        return _rebase([item for item in raw.split(",") if item], Path.cwd())
     if kind == PATHS:
-        items = json.loads(raw) if raw.startswith("[") else [item for item in raw.split(",") if item]
-        return _rebase(items, Path.cwd())
-    if any(kind is number for number in (int, float, bool)):
-        try:
-            return json.loads(raw.lower())
-        except ValueError:
-            return raw
-    return raw
+        return _rebase(_json(raw), Path.cwd())
+    return _json(raw.lower()) if any(kind is number for number in (int, float, bool)) else raw
+
+
+def _json(raw: str) -> object:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw

@@ -64,7 +64,7 @@ class _YamlLoader(yaml.SafeLoader):
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Table:
     table: Table = {}
     for key_node, value_node in cast(list[tuple[yaml.Node, yaml.Node]], node.value):
-        key = str(loader.construct_object(key_node, deep=True))
+        key = str(cast(object, loader.construct_object(key_node, deep=True)))
         if key in table:
             raise yaml.constructor.ConstructorError(None, None, f"the key {key} appears twice", key_node.start_mark)
         table[key] = loader.construct_object(value_node, deep=True)

@@ -164,9 +164,7 @@ class LoggingConfig(Section):
 class SampleConfig(Section):
     """Text the model writes during training and at the end."""
 
-    every_n_steps: int | None = Field(
-        default=None, ge=1, description="Sample this often. Default: only at the end."
-    )
+    every_n_steps: int | None = Field(default=None, ge=1, description="Sample this often. Default: only at the end.")
     prompt: str = Field(default="", description="Text to continue; empty starts a document.")
     max_tokens: int = Field(default=200, ge=1, description="Length, within max_position_embeddings.")
     temperature: float = Field(default=0.8, ge=0, description="0 takes the likeliest token.")

@@ -106,9 +106,7 @@ def _check_replaceable(folder: Path) -> None:
         raise DataError(f"{folder}: is there and holds something other than token shards: choose another folder")
 
 
-def _build(
-    corpus: Corpus, tokenizer: TextEncoder, folder: Path, shard_tokens: int, progress: Progress | None
-) -> None:
+def _build(corpus: Corpus, tokenizer: TextEncoder, folder: Path, shard_tokens: int, progress: Progress | None) -> None:
     train, validation = list_sources(corpus.paths), list_sources(corpus.validation_paths)
     threshold = None if validation else split_threshold(corpus, train)
     total = sum(source.size for source in (*train, *validation))

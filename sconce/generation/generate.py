@@ -8,7 +8,7 @@ from sconce.backend import Learner
 from sconce.generation.sampling import Sampling, sample_token
 
 
-def generate(  # noqa: PLR0913 (each is one choice of the caller's)
+def generate(
     learner: Learner,
     prompt: Sequence[int],
     *,

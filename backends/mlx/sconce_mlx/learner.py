@@ -74,9 +74,7 @@ class MLXLearner:
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
-        self.params, self.first, self.second, norm = self._update(
-            self.params, self.first, self.second, grads, numbers
-        )
+        self.params, self.first, self.second, norm = self._update(self.params, self.first, self.second, grads, numbers)
         mx.async_eval(self.params, self.first, self.second, norm)
         return MLXPending(loss, norm, tokens)
 

@@ -83,9 +83,7 @@ class Attention(nn.Module):
 
     def rope(self, x_BNTD: mx.array, offset: int) -> mx.array:
         """Rotary embedding, half-split layout (Su et al. 2021)."""
-        return mx.fast.rope(
-            x_BNTD, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset
-        )
+        return mx.fast.rope(x_BNTD, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
 
     def merge(self, out_BNTD: mx.array) -> mx.array:
         """Heads back into the residual stream, (B, T, H)."""

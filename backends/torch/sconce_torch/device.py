@@ -39,9 +39,7 @@ class TorchBackend:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
-    def learner(
-        self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource
-    ) -> TorchLearner:
+    def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> TorchLearner:
         """A learner at step 0."""
         return TorchLearner(spec, optim, run, weights, self._device)
 

@@ -107,8 +107,7 @@ class TorchLearner:
         check_tensors(state_names(self.spec), tensors)
         self._set_weights({name: tensors[f"model/{name}"] for name in self.params})
         moments = {
-            name: (self._copy(tensors[f"adam_m/{name}"]), self._copy(tensors[f"adam_v/{name}"]))
-            for name in self.params
+            name: (self._copy(tensors[f"adam_m/{name}"]), self._copy(tensors[f"adam_v/{name}"])) for name in self.params
         }
         self.optim.restore(moments, step)
 

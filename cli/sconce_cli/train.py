@@ -1,0 +1,41 @@
+"""`sconce train`: run a config, or go on with its run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sconce_cli.options import BackendOption, Hardware, JsonOption, OverrideOption, QuietOption, RunDirOption
+
+
+def train(
+    config: Annotated[
+        Path, typer.Option("--config", "-c", help="TOML, YAML or JSON; `sconce config docs` lists every key.")
+    ],
+    run_dir: RunDirOption = None,
+    backend: BackendOption = Hardware.auto,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest intact checkpoint, if there is one.")
+    ] = False,
+    stop_at: Annotated[
+        int | None,
+        typer.Option("--stop-at", min=1, metavar="STEP", help="Save and stop there; the schedule keeps its horizon."),
+    ] = None,
+    override: OverrideOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the model that a config describes, or go on where its run folder stopped."""
+    from sconce.config import load_config
+    from sconce.training.job import train_config
+    from sconce.training.run import RunFolder
+    from sconce_cli.console import make_reporter
+    from sconce_cli.summary import describe_outcome
+
+    loaded = load_config(config, override or [])
+    folder = RunFolder(run_dir or loaded.runtime.run_dir or Path("runs") / config.stem)
+    reporter = make_reporter(quiet, as_json)
+    outcome = train_config(loaded, folder, hardware=backend.value, resume=resume, stop_at=stop_at, reporter=reporter)
+    again = f"sconce train --config {config} --run-dir {folder.root} --resume"
+    describe_outcome(outcome, folder, again, reporter)
+    raise typer.Exit(outcome.exit_code)

@@ -1,0 +1,156 @@
+"""Reading a checkpoint: finding it, checking it against its manifest, and its tensors one by one."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from sconce.backend import TensorSource
+from sconce.checkpoint.record import MANIFEST, Checkpoint, DamagedCheckpointError, read_manifest
+from sconce.checkpoint.stream import MODEL_PREFIX, OPTIMIZER
+from sconce.errors import CheckpointError
+from sconce.files import sha256_file
+
+POINTERS = ("LATEST", "BEST")
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+class StoredTensors(Mapping[str, NDArray[np.float32]]):
+    """Tensors of a checkpoint's files by name, each read when it is asked for."""
+
+    def __init__(self, prefixes: Mapping[Path, str]) -> None:
+        """`prefixes` are the safetensors files, each with what goes before its own names."""
+        self._prefixes = prefixes
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        path, key = self._places[name]
+        with _open(path) as file:
+            return file.get_tensor(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Path, str]]:
+        places: dict[str, tuple[Path, str]] = {}
+        for path, prefix in self._prefixes.items():
+            try:
+                with _open(path) as file:
+                    places.update({prefix + key: (path, key) for key in file.keys()})  # noqa: SIM118 (not a mapping)
+            except SafetensorError as error:
+                raise DamagedCheckpointError(f"{path}: not a safetensors file ({error})") from None
+        return places
+
+
+class _TensorReader(Protocol):
+    """What safetensors' untyped handle does for us."""
+
+    def keys(self) -> list[str]: ...
+    def get_tensor(self, name: str) -> NDArray[np.float32]: ...
+
+
+def _open(path: Path) -> AbstractContextManager[_TensorReader]:
+    return cast(AbstractContextManager[_TensorReader], safe_open(path, framework="numpy"))
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCheckpoint:
+    """A checkpoint that agrees with its manifest. No tensor is in memory before it is asked for."""
+
+    path: Path
+    record: Checkpoint
+
+    @property
+    def tensors(self) -> TensorSource:
+        """The whole state, by the names of `state_names`: what a learner resumes from."""
+        return StoredTensors({**self._files(MODEL_PREFIX), self.path / OPTIMIZER: ""})
+
+    @property
+    def weights(self) -> TensorSource:
+        """The model alone, by parameter name: what a learner starts from."""
+        return StoredTensors(self._files(""))
+
+    def read(self, name: str) -> bytes:
+        """The content of one of its files. Raises CheckpointError when it has no such file."""
+        if name not in self.record.files:
+            raise CheckpointError(f"{self.path}: no {name} in this checkpoint")
+        return (self.path / name).read_bytes()
+
+    @property
+    def run_config(self) -> dict[str, object]:
+        """The resolved config of the run that wrote it."""
+        return cast(dict[str, object], json.loads(self.read("run.json")))
+
+    def _files(self, prefix: str) -> dict[Path, str]:
+        names = [name for name in self.record.files if name.endswith(".safetensors") and name != OPTIMIZER]
+        return {self.path / name: prefix for name in names}
+
+
+def open_checkpoint(path: Path, verify: bool = True) -> LoadedCheckpoint:
+    """The checkpoint at `path`, which nothing here changes.
+
+    `path` is a checkpoint's folder, a LATEST or BEST file, or a run folder or its `checkpoints` folder, which stand
+    for their newest. Raises CheckpointError when there is none or it is damaged. `verify` off skips the hashes,
+    never the sizes.
+    """
+    return load_folder(_find_folder(path), verify)
+
+
+def load_folder(folder: Path, verify: bool) -> LoadedCheckpoint:
+    """The checkpoint in this very folder. Raises DamagedCheckpointError when it is not what was written."""
+    record = read_manifest(folder)
+    for name, file in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedCheckpointError(f"{path}: missing")
+        if (size := path.stat().st_size) != file.bytes:
+            raise DamagedCheckpointError(f"{path}: {size:,} bytes, expected {file.bytes:,}")
+    if verify:
+        for name, file in record.files.items():
+            if sha256_file(folder / name) != file.sha256:
+                raise DamagedCheckpointError(f"{folder / name}: its content changed since it was written")
+    return LoadedCheckpoint(folder, record)
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The step folders in a `checkpoints` folder, newest first, damaged or not."""
+    if not folder.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def pointed_at(pointer: Path) -> Path | None:
+    """The step folder that a LATEST or BEST file names, if both are there."""
+    if not pointer.is_file():
+        return None
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    target = pointer.with_name(name) if _STEP_FOLDER.fullmatch(name) else None
+    return target if target is not None and target.is_dir() else None
+
+
+def _find_folder(path: Path) -> Path:
+    if (path / MANIFEST).is_file():
+        return path
+    if path.name in POINTERS:
+        target = pointed_at(path)
+        if target is None:
+            raise CheckpointError(f"{path}: names no checkpoint that is here")
+        return target
+    home = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    folders = step_folders(home)
+    if not folders:
+        what = "no checkpoint here" if path.is_dir() else "not a folder" if path.exists() else "no such folder"
+        raise CheckpointError(f"{path}: {what}; expected a run folder, or a step-… folder with a {MANIFEST}")
+    return folders[0]

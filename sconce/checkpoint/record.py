@@ -1,0 +1,134 @@
+"""What a checkpoint says about itself: manifest.json, written last, so its presence is the commit."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict, cast
+
+from sconce.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are not what was written: truncated, changed, or gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """Size and hex SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """One manifest. `step` and `tokens` count what was trained on; `best` is (step, held-out loss) so far.
+
+    `cursor` says which data come next; `files` is filled in by whoever writes them.
+    """
+
+    step: int
+    tokens: int
+    cursor: Mapping[str, object]
+    best: tuple[int, float] | None
+    backend: str
+    precision: str
+    versions: Mapping[str, str]
+    hardware: Mapping[str, object]
+    files: Mapping[str, FileRecord] = field(default_factory=dict[str, FileRecord])
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """Which tokenizer the run was trained with."""
+        return self.files["tokenizer.json"].sha256
+
+
+class _BestFields(TypedDict):
+    step: int
+    loss: float
+
+
+class _FileFields(TypedDict):
+    bytes: int
+    sha256: str
+
+
+class _Fields(TypedDict):
+    format: int
+    step: int
+    tokens: int
+    cursor: dict[str, object]
+    best: _BestFields | None
+    backend: str
+    precision: str
+    versions: dict[str, str]
+    hardware: dict[str, object]
+    files: dict[str, _FileFields]
+
+
+def manifest_bytes(record: Checkpoint) -> bytes:
+    """The content of manifest.json; its last entry is a checksum over all others."""
+    best = record.best
+    fields: _Fields = {
+        "format": FORMAT,
+        "step": record.step,
+        "tokens": record.tokens,
+        "cursor": dict(record.cursor),
+        "best": None if best is None else {"step": best[0], "loss": best[1]},
+        "backend": record.backend,
+        "precision": record.precision,
+        "versions": dict(record.versions),
+        "hardware": dict(record.hardware),
+        "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in record.files.items()},
+    }
+    return (json.dumps({**fields, "sha256": _checksum(fields)}, indent=2) + "\n").encode()
+
+
+def read_manifest(folder: Path) -> Checkpoint:
+    """The record in `folder`.
+
+    Raises DamagedCheckpointError when it is missing or not as written, CheckpointError when it is intact but of a
+    format that this version cannot read.
+    """
+    path = folder / MANIFEST
+    try:
+        content: object = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DamagedCheckpointError(f"{folder}: no {MANIFEST}, so it was never finished") from None
+    except (ValueError, RecursionError):
+        raise DamagedCheckpointError(f"{path}: not JSON") from None
+    if not isinstance(content, dict):
+        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest")
+    manifest = cast(dict[str, object], content)
+    if manifest.pop("sha256", None) != _checksum(manifest):
+        raise DamagedCheckpointError(f"{path}: not as it was written (its checksum does not match)")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path}: checkpoint format {manifest['format']}, and this version of Sconce reads format {FORMAT}: "
+            "use the version that wrote it"
+        )
+    return _parse(cast(_Fields, manifest))  # the checksum vouches for the types
+
+
+def _parse(fields: _Fields) -> Checkpoint:
+    best = fields["best"]
+    return Checkpoint(
+        step=fields["step"],
+        tokens=fields["tokens"],
+        cursor=fields["cursor"],
+        best=None if best is None else (best["step"], best["loss"]),
+        backend=fields["backend"],
+        precision=fields["precision"],
+        versions=fields["versions"],
+        hardware=fields["hardware"],
+        files={name: FileRecord(file["bytes"], file["sha256"]) for name, file in fields["files"].items()},
+    )
+
+
+def _checksum(fields: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

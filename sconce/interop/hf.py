@@ -1,0 +1,290 @@
+"""A model's folder as Hugging Face tools expect it: which of their classes is this model, and back.
+
+Tensor names need no translation, they are Hugging Face's already; what remains is naming the class. Only a class
+that computes exactly this model counts:
+
+    norm       MLP    class     not when
+    rmsnorm    gated  llama     -
+    rmsnorm    gated  qwen3     (with qk_norm) mlp_bias
+    rmsnorm    plain  arcee     qk_norm
+    layernorm  plain  jais2     qk_norm
+    layernorm  gated  stablelm  qk_norm, attention_bias, mlp_bias, or head_dim is not hidden_size / num_heads
+
+All but qwen3 also refuse a hidden_size that num_heads does not divide. transformers loads every one of them; mlx-lm
+has llama, qwen3 (without attention_bias) and stablelm (untied only), and computes silu whatever `hidden_act` says.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeVar, cast
+
+from sconce.errors import CheckpointError
+from sconce.spec import INIT_STD, ModelSpec
+
+Norm = Literal["rmsnorm", "layernorm"]
+MLP = Literal["gated", "plain"]
+Activation = Literal["silu", "gelu", "relu2"]
+
+T = TypeVar("T", bound=str)
+
+NATIVE = "sconce"  # model_type of a model that no Hugging Face class computes
+ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu2")
+# Fields of these classes that Sconce's models lack, with the one value that leaves them out.
+_LACKING: Mapping[str, object] = {
+    "rope_scaling": None,
+    "use_sliding_window": False,
+    "use_parallel_residual": False,
+    "use_qkv_bias": False,
+    "qk_layernorm": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A Hugging Face class; `biased` and `partial_rotary` are its defaults where a config is silent."""
+
+    architecture: str
+    norm: Norm
+    mlp: MLP
+    qk_norm: bool = False
+    biased: bool = False
+    partial_rotary: float = 1.0
+
+    @property
+    def eps_key(self) -> str:
+        return "rms_norm_eps" if self.norm == "rmsnorm" else "layer_norm_eps"
+
+
+_CLASSES = {
+    "llama": _Class("LlamaForCausalLM", "rmsnorm", "gated"),
+    "qwen3": _Class("Qwen3ForCausalLM", "rmsnorm", "gated", qk_norm=True),
+    "arcee": _Class("ArceeForCausalLM", "rmsnorm", "plain"),
+    "jais2": _Class("Jais2ForCausalLM", "layernorm", "plain", biased=True),
+    "stablelm": _Class("StableLmForCausalLM", "layernorm", "gated", partial_rotary=0.25),
+}
+
+
+def hf_config(
+    spec: ModelSpec, *, bos_id: int | None, eos_id: int, pad_id: int | None, dtype: str = "float32"
+) -> dict[str, object] | None:
+    """config.json of the class that holds exactly this model, or None when there is none (see the module)."""
+    model_type = _model_type(spec)
+    if model_type is None:
+        return None
+    kind = _CLASSES[model_type]
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": spec.rope_theta}
+    config: dict[str, object] = {
+        "architectures": [kind.architecture],
+        "model_type": model_type,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "hidden_act": spec.activation,
+        kind.eps_key: spec.norm_eps,
+        "attention_bias": spec.attention_bias,
+        "attention_dropout": 0.0,
+        "mlp_bias": spec.mlp_bias,
+        "rope_theta": spec.rope_theta,  # mlx-lm's llama reads this one, and without it takes 10000
+        "rope_parameters": rope,  # transformers 5 reads this one
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "initializer_range": INIT_STD,
+        "use_cache": True,
+        **_token_ids(bos_id, eos_id, pad_id),  # also when null: the classes have defaults of their own
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+    if model_type == "stablelm":
+        rope["partial_rotary_factor"] = 1.0
+        config |= {"partial_rotary_factor": 1.0, "use_qkv_bias": False, "hidden_dropout": 0.0}
+    return config
+
+
+def model_files(
+    spec: ModelSpec, *, tokenizer_json: bytes, bos_id: int | None, eos_id: int, pad_id: int | None
+) -> dict[str, bytes]:
+    """The files beside the weights, by name: config, generation config, tokenizer and its config.
+
+    With them a checkpoint loads in transformers, and mostly in mlx-lm, as it is. A model that no class holds gets
+    a config.json that says so: model_type "sconce", and the spec's own fields.
+    """
+    ids = _token_ids(bos_id, eos_id, pad_id)
+    native: dict[str, object] = {"architectures": [], "model_type": NATIVE, **asdict(spec), **ids}
+    special = {"bos_token": bos_id, "eos_token": eos_id, "pad_token": pad_id}
+    tokenizer_config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **_token_texts(tokenizer_json, special),
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": spec.max_position_embeddings,
+    }
+    return {
+        "config.json": _json(hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or native),
+        "generation_config.json": _json(ids),
+        "tokenizer.json": tokenizer_json,
+        "tokenizer_config.json": _json(tokenizer_config),
+    }
+
+
+def spec_from_config(config: Mapping[str, object]) -> ModelSpec:
+    """The spec of the model that a config.json describes: ours, or any of the classes above.
+
+    Raises CheckpointError, naming the key, for a class or a feature that Sconce's models do not have.
+    """
+    reader = _Reader(config)
+    model_type = reader.text("model_type")
+    if model_type == NATIVE:
+        return _native_spec(reader)
+    if model_type not in _CLASSES:
+        known = ", ".join([*_CLASSES, NATIVE])
+        raise CheckpointError(f"config.json: model_type {model_type!r} is not one Sconce knows ({known})")
+    return _hf_spec(reader, _CLASSES[model_type])
+
+
+def _model_type(spec: ModelSpec) -> str | None:
+    shape = (spec.norm, spec.mlp, spec.qk_norm)
+    found = next((name for name, kind in _CLASSES.items() if (kind.norm, kind.mlp, kind.qk_norm) == shape), None)
+    refused = {
+        "qwen3": spec.mlp_bias,
+        "stablelm": spec.attention_bias or spec.mlp_bias or spec.head_dim * spec.num_heads != spec.hidden_size,
+    }
+    indivisible = found != "qwen3" and spec.hidden_size % spec.num_heads != 0
+    return None if found is None or refused.get(found, False) or indivisible else found
+
+
+def _hf_spec(reader: "_Reader", kind: _Class) -> ModelSpec:
+    rope = reader.section("rope_parameters")
+    _check_features(reader, rope, kind)
+    hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
+    return ModelSpec(
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=reader.integer("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=reader.integer("num_key_value_heads", num_heads),
+        head_dim=reader.integer("head_dim", hidden_size // num_heads),
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        norm=kind.norm,
+        norm_eps=reader.number(kind.eps_key),
+        qk_norm=kind.qk_norm,
+        mlp=kind.mlp,
+        activation=reader.choice("hidden_act", ACTIVATIONS),
+        attention_bias=reader.flag("attention_bias", kind.biased),
+        mlp_bias=reader.flag("mlp_bias", kind.biased),
+        rope_theta=rope.number("rope_theta", reader.number("rope_theta", 10000.0)),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", False),
+    )
+
+
+def _native_spec(reader: "_Reader") -> ModelSpec:
+    norms: tuple[Norm, ...] = ("rmsnorm", "layernorm")
+    mlps: tuple[MLP, ...] = ("gated", "plain")
+    return ModelSpec(
+        vocab_size=reader.integer("vocab_size"),
+        hidden_size=reader.integer("hidden_size"),
+        intermediate_size=reader.integer("intermediate_size"),
+        num_layers=reader.integer("num_layers"),
+        num_heads=reader.integer("num_heads"),
+        num_kv_heads=reader.integer("num_kv_heads"),
+        head_dim=reader.integer("head_dim"),
+        max_position_embeddings=reader.integer("max_position_embeddings"),
+        norm=reader.choice("norm", norms),
+        norm_eps=reader.number("norm_eps"),
+        qk_norm=reader.flag("qk_norm"),
+        mlp=reader.choice("mlp", mlps),
+        activation=reader.choice("activation", ACTIVATIONS),
+        attention_bias=reader.flag("attention_bias"),
+        mlp_bias=reader.flag("mlp_bias"),
+        rope_theta=reader.number("rope_theta"),
+        tie_word_embeddings=reader.flag("tie_word_embeddings"),
+    )
+
+
+def _check_features(reader: "_Reader", rope: "_Reader", kind: _Class) -> None:
+    """Raise CheckpointError for what would make this another model than any spec can say."""
+    for key, absent in _LACKING.items():
+        if (value := reader.values.get(key)) not in (None, absent):
+            raise CheckpointError(f"config.json: {key} = {value!r}: Sconce's models have no such thing")
+    rope_type = rope.text("rope_type", "default")
+    rotary = rope.number("partial_rotary_factor", reader.number("partial_rotary_factor", kind.partial_rotary))
+    if rope_type != "default" or rotary != 1.0:
+        raise CheckpointError(
+            f"config.json: rope type {rope_type!r} over {rotary:g} of each head; Sconce's models have 'default' "
+            "over all of it"
+        )
+    layers = cast(list[str], reader.values.get("layer_types") or [])
+    if set(layers) - {"full_attention"}:
+        raise CheckpointError(f"config.json: layer_types {sorted(set(layers))}: Sconce's models attend in full")
+
+
+class _Reader:
+    """Typed values out of a config.json; a null counts as absent."""
+
+    def __init__(self, values: Mapping[str, object]) -> None:
+        self.values = values
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        raise self._wrong(key, value, "an integer")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        raise self._wrong(key, value, "a number")
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        value = self._get(key, default)
+        if isinstance(value, bool):
+            return value
+        raise self._wrong(key, value, "true or false")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._get(key, default)
+        if isinstance(value, str):
+            return value
+        raise self._wrong(key, value, "a string")
+
+    def choice(self, key: str, options: tuple[T, ...]) -> T:
+        value = self._get(key, None)
+        for option in options:
+            if option == value:
+                return option
+        raise self._wrong(key, value, "one of " + ", ".join(options))
+
+    def section(self, key: str) -> "_Reader":
+        value = self.values.get(key)
+        return _Reader(cast(Mapping[str, object], value) if isinstance(value, dict) else {})
+
+    def _get(self, key: str, default: object) -> object:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
+        found = "missing" if value is None else f"{value!r}"
+        return CheckpointError(f"config.json: {key} is {found}; expected {expected}")
+
+
+def _token_ids(bos_id: int | None, eos_id: int, pad_id: int | None) -> dict[str, int | None]:
+    return {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+
+
+def _token_texts(tokenizer_json: bytes, ids: Mapping[str, int | None]) -> dict[str, str]:
+    """What the tokenizer calls each of these ids."""
+    content = json.loads(tokenizer_json)
+    texts = {token_id: text for text, token_id in content["model"]["vocab"].items()}
+    texts |= {token["id"]: token["content"] for token in content["added_tokens"]}
+    return {name: texts[token_id] for name, token_id in ids.items() if token_id is not None}
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

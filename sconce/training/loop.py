@@ -1,0 +1,244 @@
+"""The training loop: updates in order, and everything periodic between them."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sconce.backend import Pending, StepScalars
+from sconce.config import micro_batch_size, sequence_length
+from sconce.data.batches import Batch, read_batch, validation_batches
+from sconce.data.prefetch import Prefetcher
+from sconce.errors import TrainingError
+from sconce.files import write_atomic
+from sconce.generation.generate import generate
+from sconce.generation.sampling import Sampling
+from sconce.schedule import learning_rate
+from sconce.training.evaluate import Evaluation, evaluate
+from sconce.training.metrics import MetricsFile, Record, TensorBoard, read_metrics
+from sconce.training.plot import plot_loss
+from sconce.training.run import Run
+from sconce.training.save import save_checkpoint
+from sconce.training.signals import StopRequest, catch_stop_signals
+from sconce.training.throughput import Throughput
+
+IN_FLIGHT = 2  # updates the device may be behind the host: it never starves, and queued work stays bounded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """Where a run stood when it stopped. `stopped_by` is None when it went all the way."""
+
+    step: int
+    total_steps: int
+    stopped_by: str | None
+    trained: bool
+    evaluation: Evaluation | None
+    sample: str | None
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, as shells expect; else 0: a SIGTERM that was obeyed is a success."""
+        return 130 if self.stopped_by == "SIGINT" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Queued:
+    """An update handed to the device; `step` counts it, so the first is 1."""
+
+    step: int
+    lr: float
+    pending: Pending
+
+
+def train(run: Run, stop_at: int | None = None) -> Outcome:
+    """Take a run from where it stands to `stop_at` or the schedule's end, and save it there.
+
+    SIGINT and SIGTERM stop it after the update in progress. Raises TrainingError when the loss is not finite.
+    """
+    total = run.schedule.total_steps
+    end = total if stop_at is None else min(stop_at, total)
+    trainer = _Trainer(run)
+    started_at = run.step
+    run.reporter.start(run.step, total)
+    try:
+        with catch_stop_signals() as request, Prefetcher(trainer.micro_batches, run.step) as batches:
+            trainer.run_updates(batches, end, request)
+        trainer.save_if_new()
+        finished = run.step == total
+        outcome = Outcome(
+            step=run.step,
+            total_steps=total,
+            stopped_by=None if finished else request.signal.name if request.signal else f"--stop-at {end}",
+            trained=run.step > started_at,
+            evaluation=(trainer.evaluation or trainer.score()) if finished else None,
+            sample=trainer.sample() if finished else None,
+        )
+    finally:
+        run.reporter.finish()
+        trainer.close()
+    plot_loss(read_metrics(run.folder.metrics), run.folder.plot)
+    return outcome
+
+
+class _Trainer:
+    """One run under way: what it has open, and what it does between updates."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.metrics = MetricsFile(run.folder.metrics, run.step)
+        tensorboard = run.config.runtime.logging.tensorboard
+        self.tensorboard = TensorBoard(run.folder.tensorboard, run.step) if tensorboard else None
+        self.throughput = Throughput(time.perf_counter)
+        self.evaluation: Evaluation | None = None
+        self.saved_step = run.step
+
+    def close(self) -> None:
+        self.metrics.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """What the update after `step` updates trains on: any step's batches, in any order of asking."""
+        rows, size = self.run.order.rows(step), micro_batch_size(self.run.config)
+        seq_len = sequence_length(self.run.config)
+        return [read_batch(self.run.tokens.train, rows[i : i + size], seq_len) for i in range(0, len(rows), size)]
+
+    def run_updates(self, batches: Prefetcher[list[Batch]], end: int, request: StopRequest) -> None:
+        """Update until `end` or a stop request; the host reads an update's figures only when it is done anyway."""
+        run, queue = self.run, deque[_Queued]()
+        self.throughput.resume()
+        while run.step < end and not request:
+            queue.append(self.launch(batches.next()))
+            run.step += 1
+            pause = self.is_pause(run.step)
+            while len(queue) > (0 if pause else IN_FLIGHT):
+                self.finish_update(queue.popleft())
+            if pause:
+                self.throughput.pause()
+                self.between_updates()
+                self.throughput.resume()
+        while queue:
+            self.finish_update(queue.popleft())
+
+    def launch(self, batches: Sequence[Batch]) -> _Queued:
+        """Hand the next update to the device."""
+        step = self.run.step
+        lr = learning_rate(self.run.schedule, step)
+        return _Queued(step + 1, lr, self.run.learner.step(batches, StepScalars(step, lr)))
+
+    def finish_update(self, queued: _Queued) -> None:
+        """Read one update's figures and send them where they go."""
+        run, step = self.run, queued.step
+        metrics = queued.pending.read()
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
+            rows = run.order.rows(step - 1).tolist()
+            raise TrainingError(
+                f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}, on rows {rows[:8]}: "
+                f"training diverged; the last checkpoint is of step {self.saved_step}. Lower "
+                "optimizer.learning_rate or raise scheduler.warmup_steps"
+            )
+        record = {
+            "step": step,
+            "loss": metrics.loss,
+            "lr": queued.lr,
+            "grad_norm": metrics.grad_norm,
+            "tokens": step * run.order.batch_size * sequence_length(run.config),
+            "tokens_per_second": round(self.throughput.add(metrics.tokens), 1),
+            "memory_bytes": run.backend.memory(),
+        }
+        logged = step in (1, run.schedule.total_steps) or step % run.config.runtime.log_every_n_steps == 0
+        if logged:
+            self.write(record)
+            self.throughput.lap()
+        run.reporter.update(record, logged)
+
+    def is_pause(self, step: int) -> bool:
+        """Whether something periodic is due once `step` updates are done."""
+        runtime = self.run.config.runtime
+        return (
+            step == self.run.schedule.total_steps
+            or _is_due(step, runtime.evaluation.every_n_steps)
+            or _is_due(step, runtime.checkpoint.every_n_steps)
+            or _is_due(step, runtime.sample.every_n_steps)
+        )
+
+    def between_updates(self) -> None:
+        """Evaluate, then save, then sample: whatever is due now."""
+        run, runtime = self.run, self.run.config.runtime
+        last = run.step == run.schedule.total_steps
+        is_best = self.evaluate() if last or _is_due(run.step, runtime.evaluation.every_n_steps) else False
+        if _is_due(run.step, runtime.checkpoint.every_n_steps) or (is_best and runtime.checkpoint.save_best):
+            self.save(is_best)
+        if not last and _is_due(run.step, runtime.sample.every_n_steps):
+            self.sample()
+
+    def score(self) -> Evaluation:
+        """The held-out figures at the present weights."""
+        run, evaluation = self.run, self.run.config.runtime.evaluation
+        batch_size = evaluation.batch_size or micro_batch_size(run.config)
+        batches = validation_batches(
+            run.tokens.validation, sequence_length(run.config), batch_size, evaluation.max_batches
+        )
+        return evaluate(run.learner, batches, run.tokenizer.token_bytes)
+
+    def evaluate(self) -> bool:
+        """Score, record, and say whether this is the best so far."""
+        run = self.run
+        self.evaluation = self.score()
+        record = {
+            "step": run.step,
+            "eval_loss": self.evaluation.loss,
+            "perplexity": self.evaluation.perplexity,
+            "bits_per_byte": self.evaluation.bits_per_byte,
+            "eval_tokens": self.evaluation.tokens,
+        }
+        self.write(record)
+        run.reporter.evaluation(record)
+        is_best = run.best is None or self.evaluation.loss < run.best[1]
+        if is_best:
+            run.best = (run.step, self.evaluation.loss)
+        return is_best
+
+    def save(self, is_best: bool) -> None:
+        """Write a checkpoint of this step."""
+        save_checkpoint(self.run, is_best=is_best)
+        self.saved_step = self.run.step
+
+    def save_if_new(self) -> None:
+        """Write a checkpoint unless this step has one."""
+        if self.saved_step != self.run.step:
+            best = self.run.best
+            self.save(is_best=best is not None and best[0] == self.run.step)
+
+    def sample(self) -> str:
+        """Let the model write, and keep what it wrote."""
+        run, options = self.run, self.run.config.runtime.sample
+        prompt = run.tokenizer.encode(options.prompt) or [run.tokenizer.eos_id]
+        ids = generate(
+            run.learner,
+            prompt,
+            max_tokens=min(options.max_tokens, run.spec.max_position_embeddings - len(prompt)),
+            sampling=Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p),
+            seed=int(np.random.SeedSequence([run.config.runtime.seed, run.step]).generate_state(1)[0]),
+        )
+        text = options.prompt + run.tokenizer.decode(list(ids))
+        run.folder.samples.mkdir(exist_ok=True)
+        write_atomic(run.folder.samples / f"step-{run.step:08d}.txt", text)
+        if self.tensorboard is not None:
+            self.tensorboard.text(run.step, text)
+        run.reporter.sample(run.step, text)
+        return text
+
+    def write(self, record: Record) -> None:
+        """Append to the run's files."""
+        self.metrics.write(record)
+        if self.tensorboard is not None:
+            self.tensorboard.write(record)
+
+
+def _is_due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0

@@ -1,0 +1,239 @@
+"""Opening a run: everything it needs, checked against what its folder already holds."""
+
+import fcntl
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sconce.backend import Backend, ComputeOptions, Hardware, Learner, load_backend
+from sconce.checkpoint.load import LoadedCheckpoint
+from sconce.checkpoint.store import CheckpointStore
+from sconce.config import RunConfig, differences, model_spec, sequence_length, to_json
+from sconce.data.batches import num_rows
+from sconce.data.corpus import Corpus
+from sconce.data.order import TrainOrder
+from sconce.data.prepare import prepare
+from sconce.data.shards import TokenData
+from sconce.errors import CheckpointError, DataError
+from sconce.init import InitialWeights
+from sconce.optim import OptimSpec
+from sconce.schedule import Schedule
+from sconce.spec import ModelSpec
+from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
+from sconce.training.metrics import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run keeps what."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Step folders, LATEST and BEST."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """One text file for each sampled step."""
+        return self.root / "samples"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def plot(self) -> Path:
+        """The loss curve."""
+        return self.root / "loss.png"
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Own the folder while inside; the system gives it up when the process ends, however it ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise CheckpointError(f"{self.root}: another sconce process is training in this folder") from None
+            yield
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run, ready to take its next update. `step` counts updates done; `best` is (step, held-out loss)."""
+
+    config: RunConfig
+    folder: RunFolder
+    tokenizer: Tokenizer
+    tokens: TokenData
+    spec: ModelSpec
+    backend: Backend
+    learner: Learner
+    store: CheckpointStore
+    schedule: Schedule
+    order: TrainOrder
+    reporter: Reporter
+    step: int
+    best: tuple[int, float] | None
+
+
+def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume: bool, reporter: Reporter) -> Run:
+    """Load or prepare everything, at step 0 or where the newest intact checkpoint stands.
+
+    Raises CheckpointError when the folder holds checkpoints and `resume` is off, or when they are of another
+    model, tokenizer or corpus; ConfigError, DataError and BackendError for what cannot be used.
+    """
+    store = CheckpointStore(folder.checkpoints, keep=config.runtime.checkpoint.max_keep)
+    loaded = _find_checkpoint(store, folder, resume, reporter)
+    assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
+    tokenizer = load_tokenizer(config.tokenizer.tokenizer_json)
+    spec = model_spec(config, tokenizer.vocab_size)
+    if loaded is not None:
+        check_same_run(config, tokenizer, loaded)
+    backend = load_backend(hardware)
+    device = backend.device()
+    reporter.say(
+        f"hardware: {device.kind} ({device.name}, {device.memory_bytes / 2**30:.0f} GiB) "
+        f"through {device.backend} {device.version}, {config.runtime.precision}"
+    )
+    tokens = _open_tokens(config, folder, tokenizer, reporter)
+    _check_same_tokens(tokens, loaded)
+    rows = num_rows(tokens.train, sequence_length(config))
+    order = TrainOrder(rows, config.data.batch_size, config.runtime.seed)
+    schedule = make_schedule(config, rows)
+    reporter.say(
+        f"model: {spec.num_params:,} parameters; {schedule.total_steps} steps of "
+        f"{config.data.batch_size * sequence_length(config):,} tokens, "
+        f"{order.epoch(schedule.total_steps):.1f} epochs"
+    )
+    return Run(
+        config=config,
+        folder=folder,
+        tokenizer=tokenizer,
+        tokens=tokens,
+        spec=spec,
+        backend=backend,
+        learner=_make_learner(config, spec, backend, loaded, reporter),
+        store=store,
+        schedule=schedule,
+        order=order,
+        reporter=reporter,
+        step=loaded.record.step if loaded else 0,
+        best=loaded.record.best if loaded else None,
+    )
+
+
+def make_schedule(config: RunConfig, rows: int) -> Schedule:
+    """The learning-rate schedule, its horizon in steps; `rows` a step are one epoch."""
+    scheduler = config.scheduler
+    total = scheduler.total_steps
+    if total is None:
+        assert scheduler.total_epochs is not None, "config asks for one of the two"
+        total = max(1, int(scheduler.total_epochs * rows / config.data.batch_size))
+    return Schedule(
+        strategy=scheduler.strategy,
+        peak_lr=config.optimizer.learning_rate,
+        total_steps=total,
+        warmup_steps=scheduler.warmup_steps,
+        min_lr=scheduler.min_lr,
+        power=scheduler.power,
+        decay_steps=scheduler.decay_steps if scheduler.decay_steps is not None else total // 5,
+    )
+
+
+def check_same_run(config: RunConfig, tokenizer: Tokenizer, loaded: LoadedCheckpoint) -> None:
+    """Raise CheckpointError, naming every key that differs, if the checkpoint is not of this config."""
+    if loaded.record.tokenizer_sha256 != tokenizer.sha256:
+        raise CheckpointError(
+            f"{tokenizer.path}: not the tokenizer this run was trained with; {loaded.path}/tokenizer.json is: "
+            "put it back, or train in another --run-dir"
+        )
+    changed = differences(loaded.run_config, to_json(config))
+    forbidden = [change for change in changed if not change.allowed]
+    if not forbidden:
+        return
+    lines = [f"{change.key}: {change.old!r} in the checkpoint, {change.new!r} now" for change in forbidden]
+    allowed = [change.key for change in changed if change.allowed]
+    also = f" (also changed, and allowed: {', '.join(allowed)})" if allowed else ""
+    raise CheckpointError(
+        f"{loaded.path}: the config changed in what a run cannot change: {'; '.join(lines)}{also}; "
+        "change it back, or train in another --run-dir"
+    )
+
+
+def _find_checkpoint(
+    store: CheckpointStore, folder: RunFolder, resume: bool, reporter: Reporter
+) -> LoadedCheckpoint | None:
+    loaded = store.latest(reporter.say)
+    if loaded is not None and not resume:
+        raise CheckpointError(
+            f"{folder.root}: already holds a run at step {loaded.record.step}: add --resume to go on, or choose "
+            "another --run-dir"
+        )
+    return loaded
+
+
+def _open_tokens(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, reporter: Reporter) -> TokenData:
+    data = config.data
+    corpus = Corpus(
+        paths=data.train_shards,
+        validation_paths=data.validation_shards,
+        rule=data.document,
+        validation_fraction=data.validation_fraction,
+    )
+    tokens = prepare(corpus, tokenizer, data.cache_dir or folder.root / "data")
+    if tokens.validation.num_tokens < 2:
+        raise DataError(
+            "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
+            "data.validation_shards"
+        )
+    reporter.say(
+        f"data: {tokens.train.num_tokens:,} training and {tokens.validation.num_tokens:,} held-out tokens, "
+        f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
+    )
+    return tokens
+
+
+def _check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
+    if loaded is not None and loaded.record.cursor.get("fingerprint") != tokens.fingerprint:
+        raise CheckpointError(
+            f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
+            f"{loaded.path} has {str(loaded.record.cursor.get('fingerprint'))[:12]}): the text, its split or the "
+            "document rule changed; put the text back, or train in another --run-dir"
+        )
+
+
+def _make_learner(
+    config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None, reporter: Reporter
+) -> Learner:
+    optimizer = config.optimizer
+    optim = OptimSpec(
+        beta1=optimizer.beta1,
+        beta2=optimizer.beta2,
+        eps=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+    )
+    compute = ComputeOptions(precision=config.runtime.precision, compile=config.runtime.compile)
+    learner = backend.learner(spec, optim, compute, InitialWeights(spec, config.runtime.seed))
+    if loaded is not None:
+        learner.load(loaded.tensors, loaded.record.step)
+        reporter.say(_describe_resume(config, backend, loaded))
+    return learner
+
+
+def _describe_resume(config: RunConfig, backend: Backend, loaded: LoadedCheckpoint) -> str:
+    record = loaded.record
+    moved = f", written by {record.backend}" if record.backend != backend.name else ""
+    changed = [change.key for change in differences(loaded.run_config, to_json(config))]
+    notice = f"; changed since: {', '.join(changed)}" if changed else ""
+    return f"resuming from {loaded.path.name}{moved}{notice}"

@@ -1,0 +1,45 @@
+"""What a run puts into a checkpoint."""
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+import sconce
+from sconce.checkpoint.record import Checkpoint
+from sconce.config import sequence_length, to_json
+from sconce.interop.hf import model_files
+from sconce.training.run import Run
+
+
+def save_checkpoint(run: Run, *, is_best: bool) -> Path:
+    """Commit the run as it stands; returns the checkpoint's folder."""
+    device = run.backend.device()
+    rows = run.step * run.order.batch_size
+    facts = Checkpoint(
+        step=run.step,
+        tokens=rows * sequence_length(run.config),
+        cursor={"fingerprint": run.tokens.fingerprint, "seed": run.order.seed, "rows_consumed": rows},
+        best=run.best,
+        backend=run.backend.name,
+        precision=run.config.runtime.precision,
+        versions={
+            "sconce": sconce.__version__,
+            device.backend: device.version,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        hardware=asdict(device),
+    )
+    tokenizer = run.tokenizer
+    files = model_files(
+        run.spec,
+        tokenizer_json=tokenizer.path.read_bytes(),
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    files["run.json"] = json.dumps(to_json(run.config), indent=2).encode()
+    return run.store.save(run.learner.tensors(), run.spec, facts, files=files, is_best=is_best)
