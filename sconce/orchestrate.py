@@ -12,11 +12,12 @@ from sconce.data.reference import python_reference
 from sconce.data.sources import list_sources
 from sconce.errors import ConfigError
 from sconce.files import sha256_file, write_atomic, write_json
-from sconce.tokenizer.bpe import Tokenizer, VocabularyError, load_tokenizer, train_tokenizer
+from sconce.tokenizer.bpe import Tokenizer, VocabularyError, train_tokenizer
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
 from sconce.training.run import RunFolder, open_run
 
+CLAIM = "orchestrate.json"  # which job the folder belongs to, from when its training begins
 LOCAL_VOCAB_SIZE = 1024
 VALIDATION_FRACTION = 0.05
 TOKENIZER_BYTES = 2**29  # of text is plenty for a vocabulary, and bounds the time on a large corpus
@@ -44,16 +45,15 @@ def orchestrate_local(job: LocalJob, folder: RunFolder, *, hardware: Hardware, r
     Raises ConfigError when the folder belongs to another job.
     """
     with folder.locked():
-        _claim(job, folder)
+        begun = _has_begun(job, folder)
         paths = job.inputs or (_write_reference(folder, reporter),)
-        tokenizer = _tokenizer(job, paths, folder, reporter)
         config_path = folder.root / "training.toml"
-        if not config_path.exists():
-            config = local_config(paths, tokenizer)
-            text = dump_toml(config, HEADER.format(path=config_path), folder.root)
-            write_atomic(config_path, text)
+        if not begun:
+            tokenizer = _train_tokenizer(job, paths, folder, reporter)
+            _write_config(config_path, local_config(paths, tokenizer), folder)
         config = load_config(config_path, job.overrides)
         run = open_run(config, folder, hardware=hardware, resume=True, reporter=reporter)
+        write_json(folder.root / CLAIM, _claim(job))
         return train(run)
 
 
@@ -85,22 +85,32 @@ def local_config(paths: Sequence[Path], tokenizer: Tokenizer) -> RunConfig:
     )
 
 
-def _claim(job: LocalJob, folder: RunFolder) -> None:
-    """Remember the job's inputs in the folder, or check that they are the ones it was made for."""
-    path = folder.root / "orchestrate.json"
-    asked = {"inputs": [str(path.resolve()) for path in job.inputs], "vocab_size": job.vocab_size}
+def _claim(job: LocalJob) -> dict[str, object]:
+    return {"inputs": [str(path.resolve()) for path in job.inputs], "vocab_size": job.vocab_size}
+
+
+def _has_begun(job: LocalJob, folder: RunFolder) -> bool:
+    """Whether this job reached its training in this folder before. ConfigError if another one did."""
+    path = folder.root / CLAIM
     if not path.exists():
-        list_sources(job.inputs)  # a missing or unusable input must not claim the folder
-        write_json(path, asked)
-        return
+        return False
     made_for = json.loads(path.read_text(encoding="utf-8"))
     differing = [
         f"{key} {value!r} now, {made_for.get(key)!r} when it was made"
-        for key, value in asked.items()
+        for key, value in _claim(job).items()
         if value not in ([], None) and value != made_for.get(key)
     ]
     if differing:
         raise ConfigError(f"{folder.root}: made for another job ({'; '.join(differing)}): choose another --run-dir")
+    return True
+
+
+def _write_config(path: Path, config: RunConfig, folder: RunFolder) -> None:
+    """Write training.toml, but never over one that a person wrote."""
+    header = HEADER.format(path=path)
+    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEADER.partition("\n")[0]):
+        raise ConfigError(f"{path}: already there, and not from `sconce orchestrate`: choose another --run-dir")
+    write_atomic(path, dump_toml(config, header, folder.root))
 
 
 def _write_reference(folder: RunFolder, reporter: Reporter) -> Path:
@@ -114,14 +124,11 @@ def _write_reference(folder: RunFolder, reporter: Reporter) -> Path:
     return path
 
 
-def _tokenizer(job: LocalJob, paths: Sequence[Path], folder: RunFolder, reporter: Reporter) -> Tokenizer:
-    """The run's tokenizer: the one that is there, if it is intact and of these files, else a new one."""
+def _train_tokenizer(job: LocalJob, paths: Sequence[Path], folder: RunFolder, reporter: Reporter) -> Tokenizer:
+    """The run's tokenizer, of the size asked for; without a wish, as near to the preset's as the text allows."""
     home = folder.root / "tokenizer"
-    if (home / "tokenizer.json").exists():
-        return load_tokenizer(home / "tokenizer.json")
-    vocab_size = job.vocab_size or LOCAL_VOCAB_SIZE
     try:
-        tokenizer = train_on_files(paths, vocab_size, home, TOKENIZER_BYTES)
+        tokenizer = train_on_files(paths, job.vocab_size or LOCAL_VOCAB_SIZE, home, TOKENIZER_BYTES)
     except VocabularyError as error:
         if job.vocab_size is not None:
             raise

@@ -54,12 +54,14 @@ def prepare(
     *,
     shard_tokens: int = SHARD_TOKENS,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> TokenData:
     """The corpus as token shards in `folder`: built, or reused when those there are intact and of this corpus.
 
     Of this corpus means the same tokenizer, document rule, split and paths, and source files of the same name,
     size, and time or else content. A build whose sources are gone is reused too, so that a run folder can move
     to another machine without them. Of two processes that prepare one folder, the second waits and reuses.
+    `say` hears of a damaged build that is made anew.
     Raises DataError for text or paths that cannot be used; an older build then stays as it is.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +71,11 @@ def prepare(
         if _is_current(corpus, tokenizer, folder):
             try:
                 return open_tokens(folder)
-            except DataError:
+            except DataError as error:
                 if _sources_are_gone(corpus):
                     raise
+                if say is not None:
+                    say(f"WARNING: making the token shards anew: {error}")
         _check_replaceable(folder)
         new, old = (folder.with_name(f".{folder.name}.tmp-{name}") for name in ("new", "old"))
         try:

@@ -1,7 +1,8 @@
 """Opening a run: everything it needs, checked against what its folder already holds."""
 
 import fcntl
-from collections.abc import Generator
+import time
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,11 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     tokens = _open_tokens(config, folder, tokenizer, reporter)
     _check_same_tokens(tokens, loaded)
     rows = num_rows(tokens.train, sequence_length(config))
+    if tokens.validation.num_tokens < 2:
+        raise DataError(
+            "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
+            "data.validation_shards"
+        )
     order = TrainOrder(rows, config.data.batch_size, config.runtime.seed)
     schedule = make_schedule(config, rows)
     reporter.say(
@@ -190,17 +196,33 @@ def _open_tokens(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, rep
         rule=data.document,
         validation_fraction=data.validation_fraction,
     )
-    tokens = prepare(corpus, tokenizer, data.cache_dir or folder.root / "data")
-    if tokens.validation.num_tokens < 2:
-        raise DataError(
-            "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
-            "data.validation_shards"
-        )
+    tokens = prepare(
+        corpus,
+        tokenizer,
+        data.cache_dir or folder.root / "data",
+        progress=_Announcer(reporter, time.monotonic),
+        say=reporter.say,
+    )
     reporter.say(
         f"data: {tokens.train.num_tokens:,} training and {tokens.validation.num_tokens:,} held-out tokens, "
         f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
     )
     return tokens
+
+
+class _Announcer:
+    """Says how far reading has come, every few seconds: nothing for a small corpus, patience for a large one."""
+
+    def __init__(self, reporter: Reporter, clock: Callable[[], float], every_seconds: float = 10.0) -> None:
+        self._reporter, self._clock, self._every = reporter, clock, every_seconds
+        self._started = self._said = clock()
+
+    def __call__(self, done: int, total: int) -> None:
+        now = self._clock()
+        if now - self._said >= self._every:
+            self._said = now
+            rate = done / 1e6 / (now - self._started)
+            self._reporter.say(f"data: {done / max(total, 1):.0%} of {total / 1e6:,.0f} MB read, {rate:.1f} MB/s")
 
 
 def _check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
