@@ -103,7 +103,7 @@ class Learner(Protocol):
         ...
 
     def load(self, tensors: TensorSource, step: int) -> None:
-        """Replace the whole state by `tensors`, after `step` updates. Strict: see `check_tensors`."""
+        """Replace the whole state by `tensors`, after `step` updates. Strict in names and shapes."""
         ...
 
 
@@ -134,8 +134,8 @@ def state_names(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
     return [(f"{part}/{param.name}", param.shape) for part in ("model", *MOMENTS) for param in params]
 
 
-def check_tensors(expected: Sequence[tuple[str, tuple[int, ...]]], tensors: TensorSource) -> None:
-    """Raise CheckpointError naming every missing, unknown or misshapen tensor."""
+def check_names(expected: Sequence[tuple[str, tuple[int, ...]]], tensors: TensorSource) -> None:
+    """Raise CheckpointError naming the missing and the unknown tensors."""
     names = {name for name, _ in expected}
     missing = [name for name, _ in expected if name not in tensors]
     unknown = sorted(name for name in tensors if name not in names)
@@ -143,13 +143,14 @@ def check_tensors(expected: Sequence[tuple[str, tuple[int, ...]]], tensors: Tens
         parts = [f"missing {', '.join(missing[:5])}" + _more(missing)] if missing else []
         parts += [f"unknown {', '.join(unknown[:5])}" + _more(unknown)] if unknown else []
         raise CheckpointError(f"these tensors are not this model's: {'; '.join(parts)}")
-    wrong = [
-        f"{name} has shape {list(tensors[name].shape)}, expected {list(shape)}"
-        for name, shape in expected
-        if tensors[name].shape != shape
-    ]
-    if wrong:
-        raise CheckpointError(f"these tensors are not this model's: {'; '.join(wrong[:5])}{_more(wrong)}")
+
+
+def take(tensors: TensorSource, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Read one tensor, once. Raises CheckpointError when its shape is not the model's."""
+    array = tensors[name]
+    if array.shape != shape:
+        raise CheckpointError(f"tensor {name} has shape {list(array.shape)}, expected {list(shape)}")
+    return array
 
 
 def _more(items: Sequence[str]) -> str:
