@@ -29,8 +29,7 @@ def continue_text(
     room = spec.max_position_embeddings - len(ids)
     if room < 1:
         raise DataError(f"the prompt is {len(ids)} tokens long; the model has {spec.max_position_embeddings} positions")
-    weights = {param.name: checkpoint.tensors[f"model/{param.name}"] for param in spec.params()}
-    learner = load_backend(hardware).learner(spec, OptimSpec(), ComputeOptions(), weights)
+    learner = load_backend(hardware).learner(spec, OptimSpec(), ComputeOptions(), checkpoint.weights)
     tokens = generate(
         learner, ids, max_tokens=min(max_tokens, room), sampling=sampling, seed=seed, stop_id=tokenizer.eos_id
     )

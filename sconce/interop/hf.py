@@ -132,6 +132,15 @@ def model_files(
     }
 
 
+def caution(spec: ModelSpec) -> str | None:
+    """What whoever wants to load this model elsewhere should know, None when there is nothing."""
+    if _model_type(spec) is None:
+        return "no Hugging Face class computes this model: its checkpoints load in Sconce alone"
+    if spec.mlp == "gated" and spec.activation != "silu":
+        return f"mlx-lm computes silu whatever the config says: there this model, with {spec.activation}, goes wrong"
+    return None
+
+
 def spec_from_config(config: Mapping[str, object]) -> ModelSpec:
     """The spec of the model that a config.json describes: ours, or any of the classes above.
 

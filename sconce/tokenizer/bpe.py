@@ -39,6 +39,7 @@ class Tokenizer:
     def __init__(self, path: Path, content: bytes) -> None:
         """`content` is the tokenizer.json at `path`. Raises DataError unless it is byte-level BPE with an EOS."""
         self.path = path
+        self.content = content
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.num_merges = _check_kind(path, content)
         self._bpe = _parse(path, content)

@@ -18,6 +18,7 @@ from sconce.data.prepare import prepare
 from sconce.data.shards import TokenData
 from sconce.errors import CheckpointError, DataError
 from sconce.init import InitialWeights
+from sconce.interop.hf import caution
 from sconce.optim import OptimSpec
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
@@ -121,6 +122,8 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"{config.data.batch_size * sequence_length(config):,} tokens, "
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
+    if (note := caution(spec)) is not None:
+        reporter.say(f"note: {note}")
     return Run(
         config=config,
         folder=folder,

@@ -36,7 +36,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
     tokenizer = run.tokenizer
     files = model_files(
         run.spec,
-        tokenizer_json=tokenizer.path.read_bytes(),
+        tokenizer_json=tokenizer.content,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,

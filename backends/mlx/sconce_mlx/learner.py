@@ -8,13 +8,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from sconce.backend import (
+    MOMENTS,
     Batch,
     ComputeOptions,
     StepMetrics,
     StepScalars,
     TensorSource,
-    check_tensors,
+    check_names,
     state_names,
+    take,
 )
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
@@ -48,8 +50,8 @@ class MLXLearner:
         self.spec = spec
         self.model = Model(spec, DTYPES[run.precision])
         named = [(param.name, param.shape) for param in spec.params()]
-        check_tensors(named, weights)
-        self.params: Tree = {name: mx.array(weights[name]) for name, _ in named}
+        check_names(named, weights)
+        self.params: Tree = {name: mx.array(take(weights, name, shape)) for name, shape in named}
         self.first: Tree = {name: mx.zeros(shape) for name, shape in named}
         self.second: Tree = {name: mx.zeros(shape) for name, shape in named}
         assert {name for name, _ in tree_flatten(self.model.parameters())} == set(self.params)
@@ -95,11 +97,11 @@ class MLXLearner:
 
     def load(self, tensors: TensorSource, step: int) -> None:
         """Replace weights and moments; the step itself comes back with the next scalars."""
-        check_tensors(state_names(self.spec), tensors)
-        names = list(self.params)
-        self.params = {name: mx.array(tensors[f"model/{name}"]) for name in names}
-        self.first = {name: mx.array(tensors[f"adam_m/{name}"]) for name in names}
-        self.second = {name: mx.array(tensors[f"adam_v/{name}"]) for name in names}
+        check_names(state_names(self.spec), tensors)
+        self.params, self.first, self.second = (
+            {param.name: mx.array(take(tensors, f"{part}/{param.name}", param.shape)) for param in self.spec.params()}
+            for part in ("model", *MOMENTS)
+        )
 
     def _summed_nats(self, params: Tree, inputs_BT: mx.array, targets_BT: mx.array, scale: mx.array) -> mx.array:
         return token_nats(self._filled_model(params)(inputs_BT), targets_BT).sum() * scale

@@ -14,8 +14,9 @@ from sconce.backend import (
     StepMetrics,
     StepScalars,
     TensorSource,
-    check_tensors,
+    check_names,
     state_names,
+    take,
 )
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
@@ -65,8 +66,8 @@ class TorchLearner:
         with torch.device(device):
             self.model = Model(spec, DTYPES[run.precision])
         self.params = dict(self.model.named_parameters())
-        check_tensors([(param.name, param.shape) for param in spec.params()], weights)
-        self._set_weights({name: weights[name] for name in self.params})
+        check_names([(param.name, param.shape) for param in spec.params()], weights)
+        self._set_weights(weights, prefix="")
         self.optim = AdamW(spec, optim, self.params)
         compiled = run.compile if run.compile is not None else device.type == "cuda"
         self._summed_nats = torch.compile(self._sum_nats, dynamic=False) if compiled else self._sum_nats
@@ -104,23 +105,27 @@ class TorchLearner:
 
     def load(self, tensors: TensorSource, step: int) -> None:
         """Replace weights and moments, as they were after `step` updates."""
-        check_tensors(state_names(self.spec), tensors)
-        self._set_weights({name: tensors[f"model/{name}"] for name in self.params})
+        check_names(state_names(self.spec), tensors)
+        self._set_weights(tensors, prefix="model/")
         moments = {
-            name: (self._copy(tensors[f"adam_m/{name}"]), self._copy(tensors[f"adam_v/{name}"])) for name in self.params
+            param.name: (
+                self._copy(tensors, f"adam_m/{param.name}", param.shape),
+                self._copy(tensors, f"adam_v/{param.name}", param.shape),
+            )
+            for param in self.spec.params()
         }
         self.optim.restore(moments, step)
 
     def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         return token_nats(self.model(inputs_BT), targets_BT).sum()
 
-    def _set_weights(self, weights: TensorSource) -> None:
+    def _set_weights(self, tensors: TensorSource, prefix: str) -> None:
         with torch.no_grad():
-            for name, param in self.params.items():
-                param.copy_(self._copy(weights[name]))
+            for param in self.spec.params():
+                self.params[param.name].copy_(self._copy(tensors, prefix + param.name, param.shape))
 
-    def _copy(self, array: NDArray[np.float32]) -> Tensor:
-        return torch.tensor(array, device=self.device)
+    def _copy(self, tensors: TensorSource, name: str, shape: tuple[int, ...]) -> Tensor:
+        return torch.tensor(take(tensors, name, shape), device=self.device)
 
     def _put(self, tokens: NDArray[np.int32]) -> Tensor:
         host = torch.from_numpy(tokens.astype(np.int64))
