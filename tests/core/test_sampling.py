@@ -1,0 +1,58 @@
+"""The sampler against probabilities worked out by hand, and the generate loop against a decoder that counts."""
+
+import numpy as np
+import pytest
+
+from sconce.generation.generate import generate
+from sconce.generation.sampling import Sampling, sample_token
+
+LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32))
+
+
+def frequencies(sampling, draws=20000):
+    rng = np.random.default_rng(0)
+    return np.bincount([sample_token(LOGITS, sampling, rng) for _ in range(draws)], minlength=5) / draws
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(temperature=1.0, top_k=0), [0.5, 0.25, 0.125, 0.0625, 0.0625]),
+        (Sampling(temperature=0.5, top_k=0), np.array([64, 16, 4, 1, 1]) / 86),  # squares of the probabilities
+        (Sampling(temperature=1.0, top_k=2), [2 / 3, 1 / 3, 0, 0, 0]),
+        (Sampling(temperature=1.0, top_k=0, top_p=0.8), [4 / 7, 2 / 7, 1 / 7, 0, 0]),
+        (Sampling(temperature=1.0, top_k=0, top_p=0.5), [1, 0, 0, 0, 0]),
+        (Sampling(temperature=0.0), [1, 0, 0, 0, 0]),
+    ],
+)
+def test_frequencies(sampling, expected):
+    # 20000 draws: four standard deviations of the likeliest are 0.014
+    np.testing.assert_allclose(frequencies(sampling), expected, atol=0.014)
+
+
+class CountingLearner:
+    """Its decoder's likeliest next token is the last one plus one; it keeps what it was fed."""
+
+    def __init__(self):
+        self.fed = []
+
+    def decoder(self, rows, max_len):
+        self.max_len = max_len
+        return self
+
+    def feed(self, tokens):
+        self.fed.append(tokens[0].tolist())
+        return np.eye(100, dtype=np.float32)[[tokens[0, -1] + 1]]
+
+
+def test_generate_prefills_once_then_feeds_one_token_at_a_time():
+    learner = CountingLearner()
+    greedy = Sampling(temperature=0.0)
+    assert list(generate(learner, [5, 6, 7], max_tokens=4, sampling=greedy, seed=0)) == [8, 9, 10, 11]
+    assert learner.fed == [[5, 6, 7], [8], [9], [10]]
+    assert learner.max_len >= 7
+
+
+def test_generate_stops_at_the_stop_token_without_yielding_it():
+    tokens = generate(CountingLearner(), [5], max_tokens=9, sampling=Sampling(temperature=0.0), seed=0, stop_id=8)
+    assert list(tokens) == [6, 7]
