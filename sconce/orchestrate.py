@@ -62,24 +62,24 @@ def local_config(paths: Sequence[Path], tokenizer: Tokenizer) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {
-                "hidden_size": 128,
-                "num_layers": 4,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 4,
+                "hidden_size": 160,
+                "num_layers": 3,
+                "num_attention_heads": 5,
+                "num_key_value_heads": 5,
                 "max_position_embeddings": 256,
             },
             "tokenizer": {"tokenizer_json": tokenizer.path},
             "data": {
                 "train_shards": tuple(path.resolve() for path in paths),
                 "validation_fraction": VALIDATION_FRACTION,
-                "batch_size": 8,
+                "batch_size": 4,
             },
-            "optimizer": {"learning_rate": 3e-3},
-            "scheduler": {"total_steps": 400, "warmup_steps": 20, "min_lr": 3e-4},
+            "optimizer": {"learning_rate": 2e-3},
+            "scheduler": {"total_steps": 600, "warmup_steps": 30, "min_lr": 1e-4},
             "runtime": {
-                "checkpoint": {"every_n_steps": 100, "max_keep": 2},
-                "evaluation": {"every_n_steps": 100},
-                "sample": {"every_n_steps": 200},
+                "checkpoint": {"every_n_steps": 150, "max_keep": 2},
+                "evaluation": {"every_n_steps": 150},
+                "sample": {"every_n_steps": 300},
             },
         }
     )

@@ -103,7 +103,8 @@ class TerminalReporter(QuietReporter):
     def update(self, record: Record, logged: bool) -> None:
         loss = record["loss"]
         self._smooth = loss if self._smooth is None else self._smooth + 0.1 * (loss - self._smooth)
-        if time.monotonic() - self._drawn > 0.1:
+        last = record["step"] == self._progress.tasks[0].total
+        if last or time.monotonic() - self._drawn > 0.1:
             self._drawn = time.monotonic()
             shown = {**record, "loss": self._smooth}
             self._progress.update(self._task, completed=int(record["step"]), figures=describe_update(shown))

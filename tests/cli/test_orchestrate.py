@@ -67,7 +67,7 @@ def test_figures_are_consistent(run):
     assert [line["step"] for line in updates] == [1, 5, 10, 15, 20, 25, 30]
     assert all(line["tokens"] == line["step"] * 4 * 32 for line in updates)
     assert updates[0]["loss"] == pytest.approx(np.log(300), abs=0.05)
-    assert updates[0]["lr"] == pytest.approx(3e-3 / 3)  # the first of three warm-up steps to the preset's peak
+    assert updates[0]["lr"] == pytest.approx(2e-3 / 3)  # the first of three warm-up steps to the preset's peak
     assert {"grad_norm", "tokens_per_second", "memory_bytes"} <= updates[0].keys()
     evaluations = [line for line in lines if "eval_loss" in line]
     assert [line["step"] for line in evaluations] == [15, 30]
