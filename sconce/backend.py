@@ -66,6 +66,10 @@ class ComputeOptions:
 class Pending(Protocol):
     """An update that the device may still be working on."""
 
+    def ready(self) -> bool:
+        """Whether `read` would return at once, as far as the host can tell without waiting."""
+        ...
+
     def read(self) -> StepMetrics:
         """Wait for the update and return its figures: the only place where the host waits for the device."""
         ...

@@ -1,6 +1,5 @@
 """The `sconce` command: its subcommands, and what becomes of errors."""
 
-import errno
 import sys
 
 import typer
@@ -20,17 +19,6 @@ app.command()(generate.generate)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")
 
-# What a full disk, a read-only folder or a missing permission looks like: the user's to mend, not ours.
-ENVIRONMENT_ERRORS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EFBIG,
-)
-
 
 def main() -> None:
     """Run the command line; a fault of the input or the machine is one line on stderr and exit code 2."""
@@ -39,8 +27,6 @@ def main() -> None:
     except SconceError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:
-        if error.errno not in ENVIRONMENT_ERRORS:
-            raise
         where = f"{error.filename}: " if error.filename else ""
         sys.exit(_complain(f"{where}{error.strerror}; nothing that was saved before is lost", 2))
     except KeyboardInterrupt:

@@ -30,5 +30,5 @@ def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random
     probabilities = np.exp(scaled - scaled[0])
     probabilities /= probabilities.sum()
     before = np.cumsum(probabilities) - probabilities  # what the likelier candidates already hold
-    kept = probabilities[before < sampling.top_p]
+    kept = probabilities[(before < sampling.top_p) | (before == 0)]  # at least the likeliest
     return int(order[rng.choice(kept.size, p=kept / kept.sum())])

@@ -132,9 +132,14 @@ def model_files(
     }
 
 
+def loads_in_transformers(spec: ModelSpec) -> bool:
+    """Whether a Hugging Face class computes exactly this model."""
+    return _model_type(spec) is not None
+
+
 def caution(spec: ModelSpec) -> str | None:
     """What whoever wants to load this model elsewhere should know, None when there is nothing."""
-    if _model_type(spec) is None:
+    if not loads_in_transformers(spec):
         return "no Hugging Face class computes this model: its checkpoints load in Sconce alone"
     if spec.mlp == "gated" and spec.activation != "silu":
         return f"mlx-lm computes silu whatever the config says: there this model, with {spec.activation}, goes wrong"

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,30 +13,40 @@ from sconce.backend import Pending, StepScalars
 from sconce.config import micro_batch_size, sequence_length
 from sconce.data.batches import Batch, read_batch, validation_batches
 from sconce.data.prefetch import Prefetcher
-from sconce.errors import TrainingError
+from sconce.errors import ConfigError, TrainingError
 from sconce.files import write_atomic
 from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling
+from sconce.interop.hf import loads_in_transformers
 from sconce.schedule import learning_rate
 from sconce.training.evaluate import Evaluation, evaluate
-from sconce.training.metrics import MetricsFile, Record, TensorBoard, read_metrics
+from sconce.training.metrics import MetricsFile, Record, read_metrics
 from sconce.training.plot import plot_loss
 from sconce.training.run import Run
 from sconce.training.save import save_checkpoint
 from sconce.training.signals import StopRequest, catch_stop_signals
 from sconce.training.throughput import Throughput
 
+if TYPE_CHECKING:
+    from sconce.training.tensorboard import TensorBoard
+
 IN_FLIGHT = 2  # updates the device may be behind the host: it never starves, and queued work stays bounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Where a run stood when it stopped. `stopped_by` is None when it went all the way."""
+    """Where a run stood when it stopped. `stopped_by` is None when it went all the way.
+
+    `extend` is an override that would make the run twice as long; `hugging_face` says whether its checkpoints load
+    in transformers.
+    """
 
     step: int
     total_steps: int
     stopped_by: str | None
     trained: bool
+    hugging_face: bool
+    extend: str
     evaluation: Evaluation | None
     sample: str | None
 
@@ -60,6 +71,7 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     SIGINT and SIGTERM stop it after the update in progress. Raises TrainingError when the loss is not finite.
     """
     total = run.schedule.total_steps
+    _check_end(run, stop_at)
     end = total if stop_at is None else min(stop_at, total)
     trainer = _Trainer(run)
     started_at = run.step
@@ -74,6 +86,8 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
             total_steps=total,
             stopped_by=None if finished else request.signal.name if request.signal else f"--stop-at {end}",
             trained=run.step > started_at,
+            hugging_face=loads_in_transformers(run.spec),
+            extend=_extend(run),
             evaluation=(trainer.evaluation or trainer.score()) if finished else None,
             sample=trainer.sample() if finished else None,
         )
@@ -84,14 +98,31 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     return outcome
 
 
+def _extend(run: Run) -> str:
+    epochs = run.config.scheduler.total_epochs
+    if epochs is not None:
+        return f"scheduler.total_epochs={2 * epochs:g}"
+    return f"scheduler.total_steps={2 * run.schedule.total_steps}"
+
+
+def _check_end(run: Run, stop_at: int | None) -> None:
+    """Raise ConfigError when the run already is beyond where it is asked to end."""
+    total = run.schedule.total_steps
+    if run.step > total:
+        raise ConfigError(f"scheduler.total_steps: found {total}, but this run is already at step {run.step}")
+    if stop_at is not None and stop_at <= run.step < total:
+        raise ConfigError(f"--stop-at {stop_at}: this run is already at step {run.step}; choose a later step")
+    if stop_at is not None and stop_at > total:
+        run.reporter.say(f"note: --stop-at {stop_at} lies beyond the last step, {total}")
+
+
 class _Trainer:
     """One run under way: what it has open, and what it does between updates."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.metrics = MetricsFile(run.folder.metrics, run.step)
-        tensorboard = run.config.runtime.logging.tensorboard
-        self.tensorboard = TensorBoard(run.folder.tensorboard, run.step) if tensorboard else None
+        self.tensorboard = _open_tensorboard(run) if run.config.runtime.logging.tensorboard else None
         self.throughput = Throughput(time.perf_counter)
         self.evaluation: Evaluation | None = None
         self.saved_step = run.step
@@ -115,7 +146,7 @@ class _Trainer:
             queue.append(self.launch(batches.next()))
             run.step += 1
             pause = self.is_pause(run.step)
-            while len(queue) > (0 if pause else IN_FLIGHT):
+            while queue and (pause or len(queue) > IN_FLIGHT or queue[0].pending.ready()):
                 self.finish_update(queue.popleft())
             if pause:
                 self.throughput.pause()
@@ -138,7 +169,7 @@ class _Trainer:
             rows = run.order.rows(step - 1).tolist()
             raise TrainingError(
                 f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}, on rows {rows[:8]}: "
-                f"training diverged; the last checkpoint is of step {self.saved_step}. Lower "
+                f"training diverged; {self.last_saved()}. Lower "
                 "optimizer.learning_rate or raise scheduler.warmup_steps"
             )
         record = {
@@ -155,6 +186,10 @@ class _Trainer:
             self.write(record)
             self.throughput.lap()
         run.reporter.update(record, logged)
+
+    def last_saved(self) -> str:
+        """Where a run that cannot go on may be taken up again."""
+        return f"the last checkpoint is of step {self.saved_step}" if self.saved_step else "nothing was saved yet"
 
     def is_pause(self, step: int) -> bool:
         """Whether something periodic is due once `step` updates are done."""
@@ -238,6 +273,13 @@ class _Trainer:
         self.metrics.write(record)
         if self.tensorboard is not None:
             self.tensorboard.write(record)
+
+
+def _open_tensorboard(run: Run) -> "TensorBoard":
+    # Late: tensorboardX imports torch, and a backend must have set the process up before that.
+    from sconce.training.tensorboard import TensorBoard  # noqa: PLC0415
+
+    return TensorBoard(run.folder.tensorboard, run.step)
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -34,6 +34,10 @@ class MLXPending:
     def __init__(self, loss: mx.array, grad_norm: mx.array, tokens: int) -> None:
         self.loss, self.grad_norm, self.tokens = loss, grad_norm, tokens
 
+    def ready(self) -> bool:
+        """Never known: MLX has no way to ask."""
+        return False
+
     def read(self) -> StepMetrics:
         """Wait for this update only, not for those queued after it."""
         return StepMetrics(float(np.array(self.loss)), float(np.array(self.grad_norm)), self.tokens)

@@ -42,6 +42,10 @@ class TorchPending:
         else:
             self.figures = figures
 
+    def ready(self) -> bool:
+        """On a CPU always: PyTorch computes as it is called."""
+        return self.event is None or self.event.query()
+
     def read(self) -> StepMetrics:
         """Wait for this update only, not for those queued after it."""
         if self.event is not None:
