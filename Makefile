@@ -12,10 +12,10 @@ local: $(VENV)/.installed
 	$(BIN)/sconce orchestrate --mode local --run-dir runs/local
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "slow or not slow"
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

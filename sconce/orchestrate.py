@@ -1,12 +1,13 @@
 """From text to a trained model in one folder: corpus, tokenizer, shards, config, training."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sconce.backend import Hardware
-from sconce.config import RunConfig, dump_toml, load_config
+from sconce.config import RunConfig, config_from, dump_toml, load_config
 from sconce.data.corpus import Corpus, train_documents
 from sconce.data.reference import python_reference
 from sconce.data.sources import list_sources
@@ -15,11 +16,10 @@ from sconce.files import sha256_file, write_atomic, write_json
 from sconce.tokenizer.bpe import Tokenizer, VocabularyError, train_tokenizer
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
-from sconce.training.run import RunFolder, open_run
+from sconce.training.run import RunFolder, corpus_of, open_run
 
-CLAIM = "orchestrate.json"  # which job the folder belongs to, from when its training begins
+CLAIM = "orchestrate.json"  # which job the folder belongs to, and the config as this program wrote it
 LOCAL_VOCAB_SIZE = 1024
-VALIDATION_FRACTION = 0.05
 TOKENIZER_BYTES = 2**29  # of text is plenty for a vocabulary, and bounds the time on a large corpus
 
 HEADER = """\
@@ -44,73 +44,96 @@ def orchestrate_local(job: LocalJob, folder: RunFolder, *, hardware: Hardware, r
 
     Raises ConfigError when the folder belongs to another job.
     """
+    if job.inputs:
+        list_sources(job.inputs)  # what is not there must not leave a run folder behind
     with folder.locked():
-        begun = _has_begun(job, folder)
-        paths = job.inputs or (_write_reference(folder, reporter),)
         config_path = folder.root / "training.toml"
-        if not begun:
-            tokenizer = _train_tokenizer(job, paths, folder, reporter)
-            _write_config(config_path, local_config(paths, tokenizer), folder)
-        config = load_config(config_path, job.overrides)
+        if _is_to_begin(job, folder, config_path):
+            config = _begin(job, folder, config_path, reporter)
+        else:
+            config = load_config(config_path, job.overrides)
         run = open_run(config, folder, hardware=hardware, resume=True, reporter=reporter)
-        write_json(folder.root / CLAIM, _claim(job))
         return train(run)
 
 
-def local_config(paths: Sequence[Path], tokenizer: Tokenizer) -> RunConfig:
-    """The local preset: about a million parameters, readable text within a minute or two on two cores."""
-    return RunConfig.model_validate(
-        {
-            "model": {
-                "hidden_size": 160,
-                "num_layers": 3,
-                "num_attention_heads": 5,
-                "num_key_value_heads": 5,
-                "max_position_embeddings": 256,
-            },
-            "tokenizer": {"tokenizer_json": tokenizer.path},
-            "data": {
-                "train_shards": tuple(path.resolve() for path in paths),
-                "validation_fraction": VALIDATION_FRACTION,
-                "batch_size": 4,
-            },
-            "optimizer": {"learning_rate": 2e-3},
-            "scheduler": {"total_steps": 600, "warmup_steps": 30, "min_lr": 1e-4},
-            "runtime": {
-                "checkpoint": {"every_n_steps": 150, "max_keep": 2},
-                "evaluation": {"every_n_steps": 150},
-                "sample": {"every_n_steps": 300},
-            },
-        }
-    )
+def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
+    """Whether the folder's tokenizer and config are still to be made, or made anew.
 
-
-def _claim(job: LocalJob) -> dict[str, object]:
-    return {"inputs": [str(path.resolve()) for path in job.inputs], "vocab_size": job.vocab_size}
-
-
-def _has_begun(job: LocalJob, folder: RunFolder) -> bool:
-    """Whether this job reached its training in this folder before. ConfigError if another one did."""
-    path = folder.root / CLAIM
-    if not path.exists():
-        return False
-    made_for = json.loads(path.read_text(encoding="utf-8"))
+    What nobody trained with or edited may be made anew. Raises ConfigError when the folder holds what this job did
+    not make.
+    """
+    claim_path = folder.root / CLAIM
+    if not claim_path.exists():
+        foreign = [name for name in ("training.toml", "tokenizer", "checkpoints") if (folder.root / name).exists()]
+        if foreign:
+            raise ConfigError(
+                f"{folder.root}: holds {', '.join(foreign)}, not made by `sconce orchestrate`: choose another --run-dir"
+            )
+        return True
+    claim = json.loads(claim_path.read_text(encoding="utf-8"))
+    edited = config_path.exists() and sha256_file(config_path) != claim["training_toml"]
+    if not edited and not any(folder.checkpoints.glob("*step-*")):
+        return True
     differing = [
-        f"{key} {value!r} now, {made_for.get(key)!r} when it was made"
-        for key, value in _claim(job).items()
-        if value not in ([], None) and value != made_for.get(key)
+        f"{key} {value!r} now, {claim[key]!r} when it was made"
+        for key, value in _request(job).items()
+        if value not in ([], None) and value != claim[key]
     ]
     if differing:
         raise ConfigError(f"{folder.root}: made for another job ({'; '.join(differing)}): choose another --run-dir")
-    return True
+    return False
 
 
-def _write_config(path: Path, config: RunConfig, folder: RunFolder) -> None:
-    """Write training.toml, but never over one that a person wrote."""
-    header = HEADER.format(path=path)
-    if path.exists() and not path.read_text(encoding="utf-8").startswith(HEADER.partition("\n")[0]):
-        raise ConfigError(f"{path}: already there, and not from `sconce orchestrate`: choose another --run-dir")
-    write_atomic(path, dump_toml(config, header, folder.root))
+def _request(job: LocalJob) -> dict[str, object]:
+    return {"inputs": [str(path.resolve()) for path in job.inputs], "vocab_size": job.vocab_size}
+
+
+def _begin(job: LocalJob, folder: RunFolder, config_path: Path, reporter: Reporter) -> RunConfig:
+    """Settle the config, train the tokenizer, write both down."""
+    paths = job.inputs or (_write_reference(folder, reporter),)
+    tokenizer_json = folder.root.resolve() / "tokenizer" / "tokenizer.json"
+    preset = local_preset(paths, tokenizer_json, folder.root.resolve(), job.overrides)
+    config = config_from(preset, "the local preset", job.overrides)
+    write_json(folder.root / CLAIM, {**_request(job), "training_toml": None})
+    if config.tokenizer.tokenizer_json == tokenizer_json:
+        _train_tokenizer(job, corpus_of(config), tokenizer_json.parent, reporter)
+    text = dump_toml(config, HEADER.format(path=shlex.quote(str(config_path))), folder.root)
+    write_atomic(config_path, text)
+    write_json(folder.root / CLAIM, {**_request(job), "training_toml": sha256_file(config_path)})
+    return config
+
+
+def local_preset(
+    paths: Sequence[Path], tokenizer_json: Path, run_dir: Path, overrides: Sequence[str]
+) -> dict[str, dict[str, object]]:
+    """About a million parameters: readable text within a minute or two on two cores.
+
+    The horizon may be overridden in either unit; the warm-up then shrinks with it.
+    """
+    asked = dict(text.split("=", 1) for text in overrides if "=" in text)
+    steps = asked.get("scheduler.total_steps", "600")
+    scheduler: dict[str, object] = {"min_lr": 1e-4}
+    if "scheduler.total_epochs" not in asked:
+        scheduler |= {"total_steps": 600, "warmup_steps": min(30, int(steps) // 20) if steps.isdecimal() else 30}
+    return {
+        "model": {
+            "hidden_size": 160,
+            "num_layers": 3,
+            "num_attention_heads": 5,
+            "num_key_value_heads": 5,
+            "max_position_embeddings": 256,
+        },
+        "tokenizer": {"tokenizer_json": str(tokenizer_json)},
+        "data": {"train_shards": [str(path.absolute()) for path in paths], "batch_size": 4},
+        "optimizer": {"learning_rate": 2e-3},
+        "scheduler": scheduler,
+        "runtime": {
+            "run_dir": str(run_dir),
+            "checkpoint": {"every_n_steps": 150, "max_keep": 2},
+            "evaluation": {"every_n_steps": 150},
+            "sample": {"every_n_steps": 300},
+        },
+    }
 
 
 def _write_reference(folder: RunFolder, reporter: Reporter) -> Path:
@@ -124,24 +147,21 @@ def _write_reference(folder: RunFolder, reporter: Reporter) -> Path:
     return path
 
 
-def _train_tokenizer(job: LocalJob, paths: Sequence[Path], folder: RunFolder, reporter: Reporter) -> Tokenizer:
+def _train_tokenizer(job: LocalJob, corpus: Corpus, home: Path, reporter: Reporter) -> None:
     """The run's tokenizer, of the size asked for; without a wish, as near to the preset's as the text allows."""
-    home = folder.root / "tokenizer"
     try:
-        tokenizer = train_on_files(paths, job.vocab_size or LOCAL_VOCAB_SIZE, home, TOKENIZER_BYTES)
+        tokenizer = train_on_corpus(corpus, job.vocab_size or LOCAL_VOCAB_SIZE, home, TOKENIZER_BYTES)
     except VocabularyError as error:
         if job.vocab_size is not None:
             raise
-        tokenizer = train_on_files(paths, error.supported, home, TOKENIZER_BYTES)
+        tokenizer = train_on_corpus(corpus, error.supported, home, TOKENIZER_BYTES)
     reporter.say(f"tokenizer: {tokenizer.vocab_size} tokens of byte-level BPE, trained on this text")
-    return tokenizer
 
 
-def train_on_files(paths: Sequence[Path], vocab_size: int, folder: Path, max_bytes: int) -> Tokenizer:
-    """Train a tokenizer on what of these files is not held out, up to `max_bytes` of text."""
-    corpus = Corpus(paths=tuple(paths), validation_fraction=VALIDATION_FRACTION)
+def train_on_corpus(corpus: Corpus, vocab_size: int, folder: Path, max_bytes: int) -> Tokenizer:
+    """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text."""
     sources: list[dict[str, object]] = [
         {"name": source.path.name, "bytes": source.size, "sha256": sha256_file(source.path)}
-        for source in list_sources(paths)
+        for source in list_sources(corpus.paths)
     ]
     return train_tokenizer(train_documents(corpus, max_bytes), vocab_size, folder, sources)

@@ -1,9 +1,11 @@
 """What a person, a log file or another program sees of a run."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
@@ -12,7 +14,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sconce.training.metrics import Record, Reporter
 
 
-def make_reporter(quiet: bool, as_json: bool) -> Reporter:
+class Terminal(Reporter, Protocol):
+    """A reporter that also tells how a run ended."""
+
+    def outcome(self, event: str, fields: Mapping[str, object], text: str) -> None:
+        """`event` is finished or stopped; the same facts as fields and as text."""
+        ...
+
+
+def make_reporter(quiet: bool, as_json: bool) -> Terminal:
     """The reporter that fits the options and where standard output goes."""
     if as_json:
         return JsonReporter()
@@ -30,13 +40,14 @@ class QuietReporter:
     def evaluation(self, record: Record) -> None: ...
     def sample(self, step: int, text: str) -> None: ...
     def finish(self) -> None: ...
+    def outcome(self, event: str, fields: Mapping[str, object], text: str) -> None: ...
 
 
 class JsonReporter(QuietReporter):
     """One JSON object a line, each with `event`; `metrics.jsonl` has the same figures."""
 
     def _print(self, event: str, fields: Mapping[str, object]) -> None:
-        print(json.dumps({"event": event, **fields}, ensure_ascii=False), flush=True)
+        write_line(json.dumps({"event": event, **fields}, ensure_ascii=False))
 
     def say(self, line: str) -> None:
         self._print("note", {"text": line})
@@ -51,6 +62,9 @@ class JsonReporter(QuietReporter):
     def sample(self, step: int, text: str) -> None:
         self._print("sample", {"step": step, "text": text})
 
+    def outcome(self, event: str, fields: Mapping[str, object], text: str) -> None:
+        self._print(event, fields)
+
 
 class PlainReporter(QuietReporter):
     """Lines for a log file."""
@@ -58,7 +72,7 @@ class PlainReporter(QuietReporter):
     total_steps = 0
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        write_line(line)
 
     def start(self, step: int, total_steps: int) -> None:
         self.total_steps = total_steps
@@ -72,6 +86,9 @@ class PlainReporter(QuietReporter):
 
     def sample(self, step: int, text: str) -> None:
         self.say(f"step {step:>6}  sample:\n{indent(text)}")
+
+    def outcome(self, event: str, fields: Mapping[str, object], text: str) -> None:
+        self.say(text)
 
 
 class TerminalReporter(QuietReporter):
@@ -115,11 +132,22 @@ class TerminalReporter(QuietReporter):
     def sample(self, step: int, text: str) -> None:
         self.say(f"step {step}, sample:\n{indent(text)}")
 
+    def outcome(self, event: str, fields: Mapping[str, object], text: str) -> None:
+        self.say(text)
+
     def finish(self) -> None:
         if self._live is not None:
             self._progress.refresh()
             self._live.stop()
             self._live = None
+
+
+def write_line(line: str) -> None:
+    """Print at once. A reader that has gone (`| head`) must not end a training run: from then on, silence."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe_update(record: Record) -> str:

@@ -38,13 +38,13 @@ def orchestrate(
     from sconce.orchestrate import LocalJob, orchestrate_local
     from sconce.training.run import RunFolder
     from sconce_cli.console import make_reporter
-    from sconce_cli.summary import describe_outcome
+    from sconce_cli.summary import report_outcome, train_command
 
     assert mode is Mode.local
     reporter = make_reporter(quiet, as_json)
     folder = RunFolder(run_dir)
     job = LocalJob(inputs=tuple(inputs or ()), vocab_size=vocab_size, overrides=tuple(override or ()))
     outcome = orchestrate_local(job, folder, hardware=backend.value, reporter=reporter)
-    again = f"sconce train --config {run_dir / 'training.toml'} --run-dir {run_dir} --resume"
-    describe_outcome(outcome, folder, again, reporter)
+    again = train_command(run_dir / "training.toml", run_dir, backend.value, override or [])
+    report_outcome(outcome, folder, again, reporter)
     raise typer.Exit(outcome.exit_code)

@@ -1,20 +1,40 @@
 """What a person reads when a run has stopped: how good, where, and what to type next."""
 
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
 from sconce.training.loop import Outcome
-from sconce.training.metrics import Reporter
 from sconce.training.run import RunFolder
+from sconce_cli.console import Terminal
 
 
-def describe_outcome(outcome: Outcome, folder: RunFolder, again: str, reporter: Reporter) -> None:
-    """Say it through `reporter`; `again` is the command that goes on with this run."""
+def train_command(config: Path, run_dir: Path, backend: str, overrides: Sequence[str]) -> str:
+    """The command that goes on with a run, ready to be typed."""
+    words = ["sconce", "train", "--config", str(config), "--run-dir", str(run_dir), "--resume"]
+    words += [] if backend == "auto" else ["--backend", backend]
+    words += [word for override in overrides for word in ("--override", override)]
+    return shlex.join(words)
+
+
+def report_outcome(outcome: Outcome, folder: RunFolder, again: str, terminal: Terminal) -> None:
+    """Tell how a run ended; `again` is the command that goes on with it."""
+    fields = {**asdict(outcome), "run_dir": str(folder.root), "resume": again}
     if outcome.evaluation is None:
-        reporter.say(
-            f"stopped at step {outcome.step} of {outcome.total_steps} by {outcome.stopped_by}; saved. Go on with:\n"
-            f"  {again}"
-        )
-        return
-    latest = folder.checkpoints / f"step-{outcome.step:08d}"
+        stopped = f"stopped at step {outcome.step} of {outcome.total_steps} by {outcome.stopped_by}; saved. Go on with:"
+        terminal.outcome("stopped", fields, f"{stopped}\n  {again}")
+    else:
+        fields["bits_per_byte"] = outcome.evaluation.bits_per_byte
+        fields["perplexity"] = outcome.evaluation.perplexity
+        terminal.outcome("finished", fields, _describe(outcome, folder, again))
+
+
+def _describe(outcome: Outcome, folder: RunFolder, again: str) -> str:
     evaluation = outcome.evaluation
+    assert evaluation is not None
+    model = folder.checkpoints / f"step-{outcome.step:08d}"
+    run = shlex.quote(str(folder.root))
     lines = [
         "",
         f"finished: {outcome.total_steps} steps" + ("" if outcome.trained else " (nothing left to do)"),
@@ -22,14 +42,14 @@ def describe_outcome(outcome: Outcome, folder: RunFolder, again: str, reporter: 
         f"  perplexity     {evaluation.perplexity:.2f}",
         f"  bits per byte  {evaluation.bits_per_byte:.4f}",
         "",
-        f"  model          {latest}  (a Hugging Face folder)",
+        f"  model          {model}" + ("  (a Hugging Face folder)" if outcome.hugging_face else ""),
         f"  loss curve     {folder.plot}",
         f"  figures        {folder.metrics}",
         f"  samples        {folder.samples}",
         "",
         "next:",
-        f'  sconce generate {folder.root} --prompt "Once"',
-        f"  tensorboard --logdir {folder.tensorboard}",
-        f"  {again} --override scheduler.total_steps={2 * outcome.total_steps}",
+        f'  sconce generate {run} --prompt "Once"',
+        f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
+        f"  {again} --override {outcome.extend}",
     ]
-    reporter.say("\n".join(lines))
+    return "\n".join(lines)

@@ -15,16 +15,21 @@ def train(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for tokenizer.json and its manifest.")],
     vocab_size: Annotated[int, typer.Option("--vocab-size", min=259, help="Tokens, special ones included.")] = 32000,
+    held_out: Annotated[
+        float,
+        typer.Option("--validation-fraction", min=0.0, max=0.99, help="Documents kept from it."),
+    ] = 0.05,
     max_bytes: Annotated[int, typer.Option("--max-bytes", min=1, help="Read no more text than this.")] = 2**29,
     force: Annotated[bool, typer.Option("--force", help="Replace a tokenizer that is already there.")] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer: lossless for any text, the same bytes for the same input."""
+    from sconce.data.corpus import Corpus
     from sconce.errors import DataError
-    from sconce.orchestrate import train_on_files
+    from sconce.orchestrate import train_on_corpus
 
     if (out / "tokenizer.json").exists() and not force:
         raise DataError(f"{out / 'tokenizer.json'} exists: give --force to replace it, or another --out")
-    tokenizer = train_on_files(inputs, vocab_size, out, max_bytes)
+    tokenizer = train_on_corpus(Corpus(paths=tuple(inputs), validation_fraction=held_out), vocab_size, out, max_bytes)
     typer.echo(f"{tokenizer.path}: {tokenizer.vocab_size} tokens, sha256 {tokenizer.sha256[:12]}")
 
 

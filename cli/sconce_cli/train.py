@@ -30,12 +30,12 @@ def train(
     from sconce.training.job import train_config
     from sconce.training.run import RunFolder
     from sconce_cli.console import make_reporter
-    from sconce_cli.summary import describe_outcome
+    from sconce_cli.summary import report_outcome, train_command
 
     loaded = load_config(config, override or [])
     folder = RunFolder(run_dir or loaded.runtime.run_dir or Path("runs") / config.stem)
     reporter = make_reporter(quiet, as_json)
     outcome = train_config(loaded, folder, hardware=backend.value, resume=resume, stop_at=stop_at, reporter=reporter)
-    again = f"sconce train --config {config} --run-dir {folder.root} --resume"
-    describe_outcome(outcome, folder, again, reporter)
+    again = train_command(config, folder.root, backend.value, override or [])
+    report_outcome(outcome, folder, again, reporter)
     raise typer.Exit(outcome.exit_code)

@@ -1,6 +1,7 @@
 """Run configs: the schema, loading with every fault at once, and what a config means."""
 
 from sconce.config.docs import reference as reference
+from sconce.config.load import config_from as config_from
 from sconce.config.load import load_config as load_config
 from sconce.config.resolve import Difference as Difference
 from sconce.config.resolve import differences as differences

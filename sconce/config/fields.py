@@ -38,6 +38,13 @@ def _leaves(section: type[Section], prefix: str) -> Iterator[tuple[str, FieldInf
             yield prefix + name, field
 
 
+@cache
+def tables() -> frozenset[str]:
+    """Every key that holds a table, e.g. "runtime.checkpoint"."""
+    names = (key.split(".")[:-1] for key in fields())
+    return frozenset(".".join(name[:depth]) for name in names for depth in range(1, len(name) + 1))
+
+
 def value_type(field: FieldInfo) -> object:
     """The field's type without `| None`."""
     annotation = cast(object, field.annotation)
@@ -79,18 +86,21 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
 def nearest(key: str) -> str | None:
     """The key that `key` was probably meant to be: a like-named one of the same table, else of any."""
     table, _, name = key.rpartition(".")
-    everywhere = list(fields())
+    everywhere = [*fields(), *sorted(tables())]
     here = [known for known in everywhere if known.rpartition(".")[0] == table]
-    initials = {"".join(word[0] for word in known.rpartition(".")[2].split("_")): known for known in here}
+    initials = {"".join(word[0] for word in _name(known).split("_")): known for known in here if known in fields()}
     if name in initials:  # lr for learning_rate
         return initials[name]
-    by_name = {known.rpartition(".")[2]: known for known in (*reversed(everywhere), *here)}
-    for candidates in ({k.rpartition(".")[2]: k for k in here}, by_name):
-        match = difflib.get_close_matches(name, candidates, n=1, cutoff=0.7)
+    for candidates in (here, everywhere):
+        match = difflib.get_close_matches(name.lower(), {_name(known): None for known in candidates}, n=1, cutoff=0.7)
         if match:
-            return candidates[match[0]]
-    close = difflib.get_close_matches(key, everywhere, n=1, cutoff=0.5)
-    return close[0] if close else None
+            named = [known for known in candidates if _name(known) == match[0]]
+            return max(named, key=lambda known: difflib.SequenceMatcher(None, key, known).ratio())
+    return None
+
+
+def _name(key: str) -> str:
+    return key.rpartition(".")[2]
 
 
 def unknown(key: str) -> str:

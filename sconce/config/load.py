@@ -36,18 +36,23 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     table = read_table(path)
     absolutize(table, path.resolve().parent)
+    return config_from(table, str(path), overrides)
+
+
+def config_from(table: Table, source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """A config from plain tables with absolute paths; `source` names them in faults. Raises as `load_config`."""
     faults: list[Fault] = []
     overridden: set[str] = set()
     for text in overrides:
         key = text.partition("=")[0].strip()
         message = apply_override(table, key, text)
-        if message is None:
-            overridden.add(key.partition("[")[0])
-        else:
+        if message is not None:
             faults.append(Fault("--override", key, message))
+        elif not key.endswith("]"):  # an item is always right: what is wrong with its list is the list's own
+            overridden.add(key)
 
     def place(key: str) -> str:
-        return "--override" if key in overridden else str(path)
+        return "--override" if key in overridden else source
 
     config, found = _validate(table, place)
     faults += found

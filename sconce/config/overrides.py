@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from sconce.config.fields import PATHS, expected, fields, is_optional, unknown, value_type
+from sconce.config.fields import PATHS, expected, fields, is_optional, tables, unknown, value_type
 from sconce.config.read import Table
 
 
@@ -15,10 +15,10 @@ def absolutize(table: Table, base: Path) -> None:
     for key, field in fields().items():
         if not (value_type(field) is Path or value_type(field) == PATHS):
             continue
-        *tables, name = key.split(".")
-        section = _section(table, tables)
+        *sections, name = key.split(".")
+        section = _section(table, sections)
         if section is not None and name in section:
-            section[name] = _rebase(section[name], base)
+            section[name] = _rebase(section[name], value_type(field), base)
 
 
 def _section(table: Table, names: Sequence[str]) -> Table | None:
@@ -31,28 +31,43 @@ def _section(table: Table, names: Sequence[str]) -> Table | None:
     return table
 
 
-def _rebase(value: object, base: Path) -> object:
-    if isinstance(value, str):
-        return str(base / Path(value).expanduser())
-    if isinstance(value, list):
-        return [_rebase(item, base) for item in cast(list[object], value)]
+def _rebase(value: object, kind: object, base: Path) -> object:
+    """A path, or a list of them, made absolute; what is of another kind stays, for validation to report."""
+    if kind is Path and isinstance(value, str):
+        return str(canonical(base / _expand_home(value)))
+    if kind == PATHS and isinstance(value, list):
+        return [_rebase(item, Path, base) for item in cast(list[object], value)]
     return value
+
+
+def _expand_home(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~nobody: kept, as a shell does, so that opening it says what is not there
+        return Path(path)
+
+
+def canonical(path: Path) -> Path:
+    """The one absolute spelling of a path. A link keeps its own name, by whose ending a file is read."""
+    return path.parent.resolve() / path.name
 
 
 def apply_override(table: Table, key: str, text: str) -> str | None:
     """Put one override into `table`; returns what is wrong with it, if anything."""
-    match = re.fullmatch(r"([\w.]+)(?:\[(\d+)\])?", key)
+    match = re.fullmatch(r"([\w.]+)(?:\[(\d{1,9})\])?", key)
     if "=" not in text or match is None:
         return "expected key=value, with a dotted key such as scheduler.total_steps"
     name, index = match[1], match[2]
     field = fields().get(name)
     if field is None:
-        return unknown(name)
-    raw = text.partition("=")[2].strip()
+        return "is a table; set its keys one by one" if name in tables() else unknown(name)
+    raw = text.partition("=")[2]
+    if not _is_unicode(raw):
+        return "is not UTF-8 text"
     kind = value_type(field)
     inner: Table = table
-    *tables, last = name.split(".")
-    for step in tables:
+    *sections, last = name.split(".")
+    for step in sections:
         if not isinstance(inner.setdefault(step, {}), dict):
             return None  # the file holds something else there, which is a fault of the file's
         inner = inner[step]
@@ -61,28 +76,46 @@ def apply_override(table: Table, key: str, text: str) -> str | None:
         return None
     if kind != PATHS:
         return f"is not a list; expected {expected(field)}"
-    items = cast(list[object], inner.setdefault(last, []))
-    if int(index) > len(items):
+    return _set_item(inner.setdefault(last, []), int(index), raw.strip())
+
+
+def _set_item(held: object, index: int, raw: str) -> str | None:
+    if not isinstance(held, list):
+        return None  # a fault of the file's, again
+    items = cast(list[object], held)
+    if index > len(items):
         return f"index {index} is beyond the list's end, {len(items)}"
-    items[int(index) : int(index) + 1] = [_rebase(raw, Path.cwd())]
+    items[index : index + 1] = [_rebase(raw, Path, Path.cwd())]
     return None
 
 
 def _override_value(raw: str, kind: object, optional: bool) -> object:
     """The text as the field's type; what does not fit stays text, for validation to report."""
-    if optional and raw.lower() in ("none", "null"):
+    trimmed = raw.strip()
+    if optional and trimmed.lower() in ("none", "null"):
         return None
-    if kind is Path:
-        return _rebase(raw, Path.cwd())
-    if kind == PATHS and not raw.startswith("["):
-        return _rebase([item for item in raw.split(",") if item], Path.cwd())
+    if kind is str:
+        return raw  # to the last space: it may be a prompt
+    if kind == PATHS and not trimmed.startswith("["):
+        return _rebase([item.strip() for item in raw.split(",") if item.strip()], kind, Path.cwd())
     if kind == PATHS:
-        return _rebase(_json(raw), Path.cwd())
-    return _json(raw.lower()) if any(kind is number for number in (int, float, bool)) else raw
+        return _rebase(_json(trimmed), kind, Path.cwd())
+    if any(kind is number for number in (int, float, bool)):
+        return _json(trimmed.lower())
+    return _rebase(trimmed, kind, Path.cwd())
 
 
 def _json(raw: str) -> object:
     try:
         return json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return raw
+
+
+def _is_unicode(text: str) -> bool:
+    """False where the command line held bytes that are not UTF-8, which Python keeps as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from pydantic_core import from_json
 
 from sconce.errors import ConfigError
 
 Table = dict[str, Any]
+TOO_DEEP = "nests too deeply"
 
 
 def read_table(path: Path) -> Table:
@@ -25,23 +27,46 @@ def read_table(path: Path) -> Table:
     if reader is None:
         raise ConfigError(f"{path}: unsupported extension {path.suffix}; expected .toml, .yaml, .yml or .json")
     try:
-        parsed = reader(path.read_bytes().decode("utf-8"))
+        parsed = reader(_decode(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8, at byte {error.start}") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise ConfigError(f"{path}: line {line}: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"{path}: the character U+{error.character:04X} is not allowed in YAML") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: {TOO_DEEP}") from None
     except ValueError as error:  # tomllib and json say where themselves
         raise ConfigError(f"{path}: {error}") from error
     if parsed is None:
         return {}
     if not isinstance(parsed, dict):
         raise ConfigError(f"{path}: expected tables of keys, found {type(parsed).__name__}")
-    return cast(Table, parsed)
+    table = cast(Table, parsed)
+    _check_values(path, table)
+    return table
+
+
+def _decode(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")  # some editors mark UTF-8 with a BOM
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: line {line}: not UTF-8") from error
+
+
+def _check_values(path: Path, table: Table) -> None:
+    """Refuse what the schema's JSON parser cannot take in at all, and so could not name the key of."""
+    try:
+        from_json(json.dumps(table, default=str))
+    except RecursionError:
+        raise ConfigError(f"{path}: {TOO_DEEP}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {TOO_DEEP}, or holds half of a surrogate pair such as \\ud800") from error
 
 
 def _load_json(text: str) -> object:

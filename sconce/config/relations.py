@@ -53,16 +53,18 @@ def _data(config: RunConfig) -> Iterator[Relation]:
     batch, micro, accumulation = data.batch_size, data.micro_batch_size, data.gradient_accumulation_steps
     if micro is not None and (batch % micro or accumulation not in (1, batch // micro)):
         fitting = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
-        yield keys, _instead(batch, f"micro_batch_size = {fitting}", f"micro-batches of {micro}", accumulation)
+        advice = f"micro_batch_size = {fitting} and gradient_accumulation_steps = {batch // fitting}"
+        yield keys, _instead(batch, f"micro-batches of {micro}", accumulation, advice)
     elif micro is None and batch % accumulation:
         fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
-        yield keys, _instead(batch, f"gradient_accumulation_steps = {fitting}", "equal micro-batches", accumulation)
+        advice = f"batch_size = {batch} and gradient_accumulation_steps = {fitting}"
+        yield keys, _instead(batch, "equal micro-batches", accumulation, advice)
 
 
-def _instead(batch: int, line: str, wanted: str, accumulation: int) -> str:
+def _instead(batch: int, wanted: str, accumulation: int, advice: str) -> str:
     return (
         f"found {batch} sequences per optimizer step, which are not {wanted} in {accumulation} accumulation "
-        f"step(s); write instead: batch_size = {batch} and {line}"
+        f"step(s); write instead: {advice}"
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 import tomli_w
 
 from sconce.config.fields import fields
+from sconce.config.overrides import canonical
 from sconce.config.schema import RunConfig
 from sconce.errors import ConfigError
 from sconce.spec import ModelSpec
@@ -136,5 +137,5 @@ def dump_toml(config: RunConfig, header: str, relative_to: Path) -> str:
 
 
 def _relative(path: str, base: Path) -> str:
-    absolute = Path(path).resolve()
+    absolute = canonical(Path(path))
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

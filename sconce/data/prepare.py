@@ -68,7 +68,7 @@ def prepare(
     with _locked(folder):
         for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
             shutil.rmtree(leftover)  # of a killed build: nobody else has the lock
-        if _is_current(corpus, tokenizer, folder):
+        if is_current(corpus, tokenizer, folder):
             try:
                 return open_tokens(folder)
             except DataError as error:
@@ -234,7 +234,7 @@ class _ShardFile:
         )
 
 
-def _is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
+def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
     """Whether the build in `folder`, if there is one, is of this corpus; nothing is said of its shards."""
     try:
         manifest = read_manifest(folder)

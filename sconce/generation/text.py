@@ -11,7 +11,7 @@ from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling
 from sconce.interop.hf import spec_from_config
 from sconce.optim import OptimSpec
-from sconce.tokenizer.bpe import load_tokenizer
+from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 
 
 def continue_text(
@@ -33,6 +33,10 @@ def continue_text(
     tokens = generate(
         learner, ids, max_tokens=min(max_tokens, room), sampling=sampling, seed=seed, stop_id=tokenizer.eos_id
     )
+    return _pieces(tokenizer, tokens)
+
+
+def _pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
     written: list[int] = []
     shown = ""
     for token in tokens:

@@ -19,4 +19,6 @@ def train_config(
     """Train `config` in `folder`, from its newest checkpoint with `resume`, up to `stop_at` or the end."""
     with folder.locked():
         run = open_run(config, folder, hardware=hardware, resume=resume, reporter=reporter)
+        if resume and run.step == 0:
+            reporter.say(f"no checkpoint in {folder.checkpoints}: starting at step 0")
         return train(run, stop_at)

@@ -1,6 +1,7 @@
 """Opening a run: everything it needs, checked against what its folder already holds."""
 
 import fcntl
+import hashlib
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -14,9 +15,9 @@ from sconce.config import RunConfig, differences, model_spec, sequence_length, t
 from sconce.data.batches import num_rows
 from sconce.data.corpus import Corpus
 from sconce.data.order import TrainOrder
-from sconce.data.prepare import prepare
-from sconce.data.shards import TokenData
-from sconce.errors import CheckpointError, DataError
+from sconce.data.prepare import is_current, prepare
+from sconce.data.shards import TokenData, open_tokens
+from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
 from sconce.optim import OptimSpec
@@ -107,13 +108,17 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"hardware: {device.kind} ({device.name}, {device.memory_bytes / 2**30:.0f} GiB) "
         f"through {device.backend} {device.version}, {config.runtime.precision}"
     )
-    tokens = _open_tokens(config, folder, tokenizer, reporter)
-    _check_same_tokens(tokens, loaded)
+    tokens = _open_tokens(config, folder, tokenizer, loaded, reporter)
     rows = num_rows(tokens.train, sequence_length(config))
     if tokens.validation.num_tokens < 2:
         raise DataError(
             "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
             "data.validation_shards"
+        )
+    prompt = len(tokenizer.encode(config.runtime.sample.prompt))
+    if prompt >= spec.max_position_embeddings:
+        raise ConfigError(
+            f"runtime.sample.prompt: {prompt} tokens long, and the model has {spec.max_position_embeddings} positions"
         )
     order = TrainOrder(rows, config.data.batch_size, config.runtime.seed)
     schedule = make_schedule(config, rows)
@@ -148,6 +153,9 @@ def make_schedule(config: RunConfig, rows: int) -> Schedule:
     if total is None:
         assert scheduler.total_epochs is not None, "config asks for one of the two"
         total = max(1, int(scheduler.total_epochs * rows / config.data.batch_size))
+    if scheduler.warmup_steps > total:
+        raise ConfigError(f"scheduler.warmup_steps: found {scheduler.warmup_steps}, and the run has {total} steps")
+    decay_steps = scheduler.decay_steps or max(1, min(total // 5, total - scheduler.warmup_steps))
     return Schedule(
         strategy=scheduler.strategy,
         peak_lr=config.optimizer.learning_rate,
@@ -155,7 +163,7 @@ def make_schedule(config: RunConfig, rows: int) -> Schedule:
         warmup_steps=scheduler.warmup_steps,
         min_lr=scheduler.min_lr,
         power=scheduler.power,
-        decay_steps=scheduler.decay_steps if scheduler.decay_steps is not None else total // 5,
+        decay_steps=decay_steps,
     )
 
 
@@ -191,26 +199,48 @@ def _find_checkpoint(
     return loaded
 
 
-def _open_tokens(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, reporter: Reporter) -> TokenData:
+def corpus_of(config: RunConfig) -> Corpus:
+    """The text that a config names, and how it falls into documents."""
     data = config.data
-    corpus = Corpus(
+    return Corpus(
         paths=data.train_shards,
         validation_paths=data.validation_shards,
         rule=data.document,
         validation_fraction=data.validation_fraction,
     )
-    tokens = prepare(
-        corpus,
-        tokenizer,
-        data.cache_dir or folder.root / "data",
-        progress=_Announcer(reporter, time.monotonic),
-        say=reporter.say,
-    )
+
+
+def _open_tokens(
+    config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None, reporter: Reporter
+) -> TokenData:
+    """The run's token shards: those it began with if they are intact, else made of its text."""
+    corpus, place = corpus_of(config), folder.root / "data"
+    if config.data.cache_dir is not None:
+        key = hashlib.sha256(repr((tokenizer.sha256, corpus)).encode()).hexdigest()
+        place = config.data.cache_dir / key[:16]  # several runs may share a cache, each corpus has its own place
+    tokens = _own_tokens(place, loaded)
+    if tokens is None:
+        announce = _Announcer(reporter, time.monotonic)
+        tokens = prepare(corpus, tokenizer, place, progress=announce, say=reporter.say)
+        _check_same_tokens(tokens, loaded)
+    elif not is_current(corpus, tokenizer, place):
+        reporter.say("note: the text has changed since this run began; the run goes on with the tokens it began with")
     reporter.say(
         f"data: {tokens.train.num_tokens:,} training and {tokens.validation.num_tokens:,} held-out tokens, "
         f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
     )
     return tokens
+
+
+def _own_tokens(place: Path, loaded: LoadedCheckpoint | None) -> TokenData | None:
+    """What the checkpoint's run was trained on, if it is there and intact."""
+    if loaded is None:
+        return None
+    try:
+        tokens = open_tokens(place)
+    except DataError:
+        return None
+    return tokens if tokens.fingerprint == loaded.record.cursor.get("fingerprint") else None
 
 
 class _Announcer:

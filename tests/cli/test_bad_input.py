@@ -110,6 +110,58 @@ def test_vocabulary_larger_than_the_text_supports(tmp_path):
     assert not (tmp_path / "run/tokenizer/tokenizer.json").exists()
 
 
+def test_orchestrate_does_not_take_over_a_folder_it_did_not_make(run, tmp_path):
+    (run / "orchestrate.json").unlink()
+    before = (run / "tokenizer/tokenizer.json").read_bytes()
+    assert_refused(orchestrate(write_corpus(tmp_path / "new.txt"), run), "not made by `sconce orchestrate`")
+    assert (run / "tokenizer/tokenizer.json").read_bytes() == before
+
+
+def test_a_config_edited_before_training_is_kept(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus.txt")
+    assert_refused(orchestrate(corpus, tmp_path / "run", "--override", "model.max_position_embeddings=99999"), "shorter")
+    set_key(tmp_path / "run/training.toml", "model.max_position_embeddings", "16")
+    edited = (tmp_path / "run/training.toml").read_text()
+    done = sconce("orchestrate", "--input", corpus, "--run-dir", tmp_path / "run", *CPU)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/training.toml").read_text() == edited
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--stop-at", "5"), "already at step 30"),
+        (("--override", "scheduler.total_steps=8", "--override", "scheduler.warmup_steps=0"), "already at step 30"),
+        (("--override", "runtime.sample.prompt=" + "word " * 60), "runtime.sample.prompt"),
+    ],
+)
+def test_an_end_that_lies_behind_is_refused(run, options, says):
+    more = ("--override", "scheduler.total_steps=60") if options[0] == "--stop-at" else ()
+    assert_refused(resume(run, *more, *options), says)
+
+
+def test_a_damaged_line_of_figures_does_not_stop_a_run(run):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("garbage\n[1]\n")
+    done = resume(run, "--override", "scheduler.total_steps=32")
+    assert done.returncode == 0, done.stderr
+    assert [r["step"] for r in records(run) if "loss" in r] == [1, 5, 10, 15, 20, 25, 30, 32]
+
+
+def test_a_reader_that_goes_away_does_not_end_the_run(run):
+    process = start("train", "--config", run / "training.toml", "--run-dir", run / "piped", *CPU)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert checkpoints(run / "piped")[-1] == "step-00000030"
+
+
+def test_run_dir_that_is_a_file(trained, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = sconce("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "file", *CPU)
+    assert_refused(done, "file")
+
+
 def test_another_input_for_the_same_folder(run, tmp_path):
     other = write_corpus(tmp_path / "other.txt")
     assert_refused(orchestrate(other, run), "made for another job", "other.txt")
@@ -254,10 +306,22 @@ def test_tokenizer_damaged(run):
     assert_refused(resume(run), "tokenizer.json")
 
 
-def test_text_changed_under_a_run(trained, tmp_path):
+def test_text_changed_under_a_run_leaves_it_its_own_tokens(trained, tmp_path):
     root = Path(shutil.copytree(trained, tmp_path / "copy"))
     set_key(root / "run/training.toml", "data.train_shards", json.dumps([str(root / "corpus.txt")]))
     (root / "corpus.txt").write_text((root / "corpus.txt").read_text() * 2)
+    shard = (root / "run/data/train-00000.bin").read_bytes()
+    done = resume(root / "run", "--override", "scheduler.total_steps=32")
+    assert done.returncode == 0, done.stderr
+    assert "the text has changed since this run began" in done.stdout
+    assert (root / "run/data/train-00000.bin").read_bytes() == shard
+
+
+def test_text_changed_and_the_runs_tokens_gone_is_refused(trained, tmp_path):
+    root = Path(shutil.copytree(trained, tmp_path / "copy"))
+    set_key(root / "run/training.toml", "data.train_shards", json.dumps([str(root / "corpus.txt")]))
+    (root / "corpus.txt").write_text((root / "corpus.txt").read_text() * 2)
+    shutil.rmtree(root / "run/data")
     assert_refused(resume(root / "run"), "not the tokens this run was trained on")
 
 

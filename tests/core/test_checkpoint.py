@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 from tiny import make_spec
 
-from sconce.backend import check_tensors, state_names
+from sconce.backend import check_names, state_names
 from sconce.checkpoint.load import open_checkpoint
 from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
@@ -79,7 +79,7 @@ def test_a_checkpoint_comes_back_as_it_was_written(store):
     assert loaded.record.cursor == facts(12000).cursor
     assert loaded.read("tokenizer.json") == b"[1]"
     assert loaded.run_config == {"model": {"layers": 1}}
-    check_tensors(state_names(SPEC), loaded.tensors)
+    check_names(state_names(SPEC), loaded.tensors)
     for name, shape in state_names(SPEC):
         assert np.array_equal(loaded.tensors[name], value(name, shape, 12000))
 
@@ -125,7 +125,7 @@ def test_a_large_model_is_sharded_and_read_as_one(tmp_path):
     assert index["metadata"]["total_size"] == 4 * SPEC.num_params
     assert all(shard.stat().st_size < 22_000 for shard in shards)
     loaded = open_checkpoint(folder)
-    check_tensors(state_names(SPEC), loaded.tensors)
+    check_names(state_names(SPEC), loaded.tensors)
     assert all(np.array_equal(loaded.tensors[name], array) for name, array in state(5))
 
 

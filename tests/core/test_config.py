@@ -75,10 +75,17 @@ def test_yaml_reads_3e_4_as_a_number(tmp_path):
         ("a.yaml", "model: [1\n", "line 2"),
         ("a.yaml", "- 1\n", "expected tables of keys, found list"),
         ("a.ini", "", "expected .toml, .yaml, .yml or .json"),
+        ("a.toml", b"# fine\n# caf\xe9\n", "line 2: not UTF-8"),
+        ("a.yaml", "model:\n  x: \x01\n", "the character U+0001"),
+        ("a.json", '{"runtime": {"sample": {"prompt": "\\ud800"}}}', "half of a surrogate pair"),
+        ("a.json", '{"model": ' + "[" * 300 + "]" * 300 + "}", "nests too deeply"),
+        ("a.json", '{"model": ' + "[" * 10**5 + "]" * 10**5 + "}", "nests too deeply"),
+        ("a.toml", "a = " + "[" * 5000, "nests too deeply"),
+        ("a.yaml", "a: " + "[" * 3000, "nests too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, text, says):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / name)
     assert says in str(caught.value)
@@ -95,6 +102,9 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, name, text, says):
         ("scheduler.total_step", "scheduler.total_steps"),
         ("runtime.checkpoint.max_kep", "runtime.checkpoint.max_keep"),
         ("training.batch_size", "data.batch_size"),
+        ("optimiser", "did you mean optimizer?"),
+        ("runtime.checkpoints", "did you mean runtime.checkpoint?"),
+        ("runtime.checkpoint.directory", "lists them all"),  # nothing like it, so no guess
     ],
 )
 def test_an_unknown_key_names_the_nearest(tmp_path, key, guess):
@@ -151,6 +161,7 @@ def test_all_faults_come_together_and_no_consequence_of_one_is_reported(tmp_path
         ({"scheduler": {"power": 2.0}}, "would do nothing with strategy cosine_with_warmup"),
         ({"scheduler": {"decay_steps": 5}}, "would do nothing"),
         ({"scheduler": {"strategy": "wsd", "warmup_steps": 60, "decay_steps": 50}}, "expected at most the 40 steps"),
+        ({"data": {"train_shards": "corpus.txt"}}, 'found "corpus.txt", expected a list of paths'),
         ({"data": {"train_shards": []}}, "expected a list of text files or folders"),
         ({"optimizer": {"algorithm": "sgd"}}, "expected one of adam_w"),
     ],
@@ -190,6 +201,10 @@ def test_overrides_are_typed_by_the_schema(tmp_path):
         ("data.train_shards[5]=x", "beyond the list's end"),
         ("data.train_shards=[oops", "expected a list of paths"),
         ("model.tie_word_embeddings=1", "found 1, expected true or false"),
+        ("model=5", "is a table; set its keys one by one"),
+        ("runtime.sample.prompt=\udcff", "not UTF-8"),  # how Python hands over a stray byte
+        ("data.train_shards=" + "[" * 10**5, "expected a list of paths"),
+        ("data.train_shards[" + "9" * 5000 + "]=x", "expected key=value"),
     ],
 )
 def test_bad_overrides(tmp_path, override, says):
@@ -197,6 +212,34 @@ def test_bad_overrides(tmp_path, override, says):
     assert len(lines) == 1
     assert lines[0].startswith("--override: ")
     assert says in lines[0]
+
+
+def test_an_item_for_what_the_file_has_no_list_for_is_the_fault_of_the_file(tmp_path):
+    (line,) = faults(tmp_path, "data.train_shards[0]=x", data={"train_shards": "corpus.txt"})
+    assert line == f'{tmp_path / "run.toml"}: data.train_shards: found "corpus.txt", expected a list of paths'
+
+
+def test_an_override_keeps_the_spaces_of_a_prompt_and_drops_those_of_a_list(tmp_path):
+    config = load(tmp_path, "runtime.sample.prompt=Once upon ", "data.train_shards=/a, /b")
+    assert config.runtime.sample.prompt == "Once upon "
+    assert config.data.train_shards == (Path("/a"), Path("/b"))
+
+
+def test_an_unknown_home_is_left_for_the_one_who_opens_it(tmp_path):
+    assert load(tmp_path, tokenizer={"tokenizer_json": "~nobody-here/t.json"}).tokenizer.tokenizer_json
+
+
+@given(batch=st.integers(1, 64), micro=st.none() | st.integers(1, 80), accumulation=st.integers(1, 80))
+def test_the_two_lines_that_a_batch_error_suggests_are_right(tmp_path_factory, batch, micro, accumulation):
+    folder = tmp_path_factory.mktemp("batch")
+    data = {"batch_size": batch, "gradient_accumulation_steps": accumulation}
+    data |= {"micro_batch_size": micro} if micro else {}
+    try:
+        config = load(folder, data=data)
+    except ConfigError as error:
+        lines = str(error).partition("write instead: ")[2].split(" and ")
+        config = load(folder, data=data | {key: int(value) for key, value in (line.split(" = ") for line in lines)})
+    assert batch % micro_batch_size(config) == 0
 
 
 def test_a_later_override_wins(tmp_path):
@@ -238,6 +281,17 @@ def test_what_is_written_reads_back_equal(tmp_path_factory, seed, rate, prompt, 
     (folder / "again.toml").write_text(dump_toml(config, "# header\n", folder), encoding="utf-8")
     assert load_config(folder / "again.toml") == config
     assert ('"text.txt"' in (folder / "again.toml").read_text(encoding="utf-8")) == inside
+
+
+def test_paths_that_climb_or_are_links_survive_being_written(tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "blob").touch()
+    (tmp_path / "text.gz").symlink_to("blob")  # its ending says how to read it
+    config = load(tmp_path / "configs", data={"train_shards": ["../text.gz", "../configs/../more"]})
+    assert config.data.train_shards == (tmp_path / "text.gz", tmp_path / "more")
+    (tmp_path / "again.toml").write_text(dump_toml(config, "", tmp_path))
+    assert load_config(tmp_path / "again.toml") == config
+    assert '"text.gz"' in (tmp_path / "again.toml").read_text()
 
 
 def test_differences_tell_what_a_resumed_run_may_change(tmp_path):

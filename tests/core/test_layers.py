@@ -16,3 +16,13 @@ def test_the_whole_core_imports_without_any_framework():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
+
+
+def test_no_framework_loads_before_a_backend_asks_for_it():
+    """torch must not be there before sconce_torch has set OpenMP up, nor before sconce_mlx has loaded its BLAS."""
+    code = (
+        "import sys, sconce.orchestrate, sconce.training.job, sconce.generation.text, sconce_cli.summary\n"
+        "print([name for name in ('torch', 'mlx', 'transformers', 'tensorboardX') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
