@@ -130,7 +130,8 @@ def _source(path: Path) -> Source:
 
 
 def _text_files(folder: Path) -> list[Path]:
-    inside = [path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    inside = [path.relative_to(folder) for path in files]
     visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
     return [folder / path for path in sorted(visible, key=lambda path: path.as_posix())]
 

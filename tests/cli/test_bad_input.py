@@ -119,7 +119,8 @@ def test_orchestrate_does_not_take_over_a_folder_it_did_not_make(run, tmp_path):
 
 def test_a_config_edited_before_training_is_kept(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.txt")
-    assert_refused(orchestrate(corpus, tmp_path / "run", "--override", "model.max_position_embeddings=99999"), "shorter")
+    too_long = ("--override", "model.max_position_embeddings=99999")
+    assert_refused(orchestrate(corpus, tmp_path / "run", *too_long), "shorter")
     set_key(tmp_path / "run/training.toml", "model.max_position_embeddings", "16")
     edited = (tmp_path / "run/training.toml").read_text()
     done = sconce("orchestrate", "--input", corpus, "--run-dir", tmp_path / "run", *CPU)
@@ -149,10 +150,10 @@ def test_a_damaged_line_of_figures_does_not_stop_a_run(run):
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(run):
-    process = start("train", "--config", run / "training.toml", "--run-dir", run / "piped", *CPU)
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=120) == 0
+    with start("train", "--config", run / "training.toml", "--run-dir", run / "piped", *CPU) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0
     assert checkpoints(run / "piped")[-1] == "step-00000030"
 
 
