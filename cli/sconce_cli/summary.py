@@ -1,6 +1,8 @@
 """What a person reads when a run has stopped: how good, where, and what to type next."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,9 +12,17 @@ from sconce.training.run import RunFolder
 from sconce_cli.console import Terminal
 
 
+def program() -> str:
+    """How to call this command from where the user stands: by its name if the PATH finds it, else as it was called."""
+    called = sys.argv[0]
+    found = shutil.which("sconce")
+    on_path = found is not None and Path(found).resolve() == Path(called).resolve()
+    return called if called.endswith("/sconce") and not on_path else "sconce"
+
+
 def train_command(config: Path, run_dir: Path, backend: str, overrides: Sequence[str]) -> str:
     """The command that goes on with a run, ready to be typed."""
-    words = ["sconce", "train", "--config", str(config), "--run-dir", str(run_dir), "--resume"]
+    words = [program(), "train", "--config", str(config), "--run-dir", str(run_dir), "--resume"]
     words += [] if backend == "auto" else ["--backend", backend]
     words += [word for override in overrides for word in ("--override", override)]
     return shlex.join(words)
@@ -48,8 +58,8 @@ def _describe(outcome: Outcome, folder: RunFolder, again: str) -> str:
         f"  samples        {folder.samples}",
         "",
         "next:",
-        f'  sconce generate {run} --prompt "Once"',
-        f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}",
+        f'  {shlex.quote(program())} generate {run} --prompt "Once"',
+        f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}  (pip install tensorboard)",
         f"  {again} --override {outcome.extend}",
     ]
     return "\n".join(lines)
