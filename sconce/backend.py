@@ -103,7 +103,10 @@ class Learner(Protocol):
         ...
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """The whole state: "model/<name>" in spec order, then "adam_m/<name>", then "adam_v/<name>"."""
+        """The whole state: "model/<name>" in spec order, then "adam_m/<name>", then "adam_v/<name>".
+
+        Arrays may be views: they hold until the next step or load.
+        """
         ...
 
     def load(self, tensors: TensorSource, step: int) -> None:

@@ -108,11 +108,12 @@ def local_preset(
 ) -> dict[str, dict[str, object]]:
     """About a million parameters: readable text within a minute or two on two cores.
 
-    The horizon may be overridden in either unit; the warm-up then shrinks with it.
+    What depends on an overridden key follows it: the warm-up the horizon, the last rate the first.
     """
     asked = dict(text.split("=", 1) for text in overrides if "=" in text)
     steps = asked.get("scheduler.total_steps", "600")
-    scheduler: dict[str, object] = {"min_lr": 1e-4}
+    shaped = "scheduler.strategy" in asked or "optimizer.learning_rate" in asked
+    scheduler: dict[str, object] = {} if shaped else {"min_lr": 1e-4}
     if "scheduler.total_epochs" not in asked:
         scheduler |= {"total_steps": 600, "warmup_steps": min(30, int(steps) // 20) if steps.isdecimal() else 30}
     return {
@@ -120,7 +121,6 @@ def local_preset(
             "hidden_size": 160,
             "num_layers": 3,
             "num_attention_heads": 5,
-            "num_key_value_heads": 5,
             "max_position_embeddings": 256,
         },
         "tokenizer": {"tokenizer_json": str(tokenizer_json)},

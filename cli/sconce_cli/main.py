@@ -1,5 +1,6 @@
 """The `sconce` command: its subcommands, and what becomes of errors."""
 
+import io
 import sys
 
 import typer
@@ -22,15 +23,16 @@ app.add_typer(config.app, name="config")
 
 def main() -> None:
     """Run the command line; a fault of the input or the machine is one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a run
     try:
         app()
     except SconceError as error:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_complain(f"{where}{error.strerror}; nothing that was saved before is lost", 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted", 130))
+        sys.exit(_complain(f"{where}{error.strerror or error}; nothing that was saved before is lost", 2))
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -26,8 +26,8 @@ def sample_token(logits: NDArray[np.float32], sampling: Sampling, rng: np.random
     order = np.argsort(-logits, kind="stable")
     if sampling.top_k:
         order = order[: sampling.top_k]
-    scaled = logits[order].astype(np.float64) / sampling.temperature
-    probabilities = np.exp(scaled - scaled[0])
+    candidates = logits[order].astype(np.float64)
+    probabilities = np.exp((candidates - candidates[0]) / sampling.temperature)
     probabilities /= probabilities.sum()
     before = np.cumsum(probabilities) - probabilities  # what the likelier candidates already hold
     kept = probabilities[(before < sampling.top_p) | (before == 0)]  # at least the likeliest

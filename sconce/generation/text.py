@@ -46,3 +46,4 @@ def _pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
         if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
+    yield tokenizer.decode(written)[len(shown) :]

@@ -79,18 +79,18 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     try:
         with catch_stop_signals() as request, Prefetcher(trainer.micro_batches, run.step) as batches:
             trainer.run_updates(batches, end, request)
-        trainer.save_if_new()
-        finished = run.step == total
-        outcome = Outcome(
-            step=run.step,
-            total_steps=total,
-            stopped_by=None if finished else request.signal.name if request.signal else f"--stop-at {end}",
-            trained=run.step > started_at,
-            hugging_face=loads_in_transformers(run.spec),
-            extend=_extend(run),
-            evaluation=(trainer.evaluation or trainer.score()) if finished else None,
-            sample=trainer.sample() if finished else None,
-        )
+            trainer.save_if_new()  # inside: a signal that comes only now must not end the save
+            finished = run.step == total
+            outcome = Outcome(
+                step=run.step,
+                total_steps=total,
+                stopped_by=None if finished else request.signal.name if request.signal else f"--stop-at {end}",
+                trained=run.step > started_at,
+                hugging_face=loads_in_transformers(run.spec),
+                extend=_extend(run),
+                evaluation=(trainer.evaluation or trainer.score()) if finished else None,
+                sample=trainer.sample() if finished else None,
+            )
     finally:
         run.reporter.finish()
         trainer.close()
@@ -233,13 +233,16 @@ class _Trainer:
         }
         self.write(record)
         run.reporter.evaluation(record)
-        is_best = run.best is None or self.evaluation.loss < run.best[1]
+        loss = self.evaluation.loss
+        is_best = math.isfinite(loss) and (run.best is None or loss < run.best[1])
         if is_best:
             run.best = (run.step, self.evaluation.loss)
         return is_best
 
     def save(self, is_best: bool) -> None:
         """Write a checkpoint of this step."""
+        if self.tensorboard is not None:
+            self.tensorboard.flush()  # its files should not lag behind what a resumed run starts from
         save_checkpoint(self.run, is_best=is_best)
         self.saved_step = self.run.step
 

@@ -155,7 +155,10 @@ def make_schedule(config: RunConfig, rows: int) -> Schedule:
         total = max(1, int(scheduler.total_epochs * rows / config.data.batch_size))
     if scheduler.warmup_steps > total:
         raise ConfigError(f"scheduler.warmup_steps: found {scheduler.warmup_steps}, and the run has {total} steps")
-    decay_steps = scheduler.decay_steps or max(1, min(total // 5, total - scheduler.warmup_steps))
+    room = total - scheduler.warmup_steps
+    decay_steps = scheduler.decay_steps or max(1, min(total // 5, room))
+    if scheduler.decay_steps is not None and decay_steps > room:
+        raise ConfigError(f"scheduler.decay_steps: found {decay_steps}, expected at most the {room} after the warm-up")
     return Schedule(
         strategy=scheduler.strategy,
         peak_lr=config.optimizer.learning_rate,

@@ -33,6 +33,10 @@ class TensorBoard:
         """A sample, shown under TensorBoard's text tab."""
         self._writer.add_text("sample", text, step)
 
+    def flush(self) -> None:
+        """Put what was written so far onto the disk."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()

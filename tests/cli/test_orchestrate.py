@@ -181,6 +181,47 @@ def test_a_stop_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_pa
     assert sconce(*command, "--resume", "--stop-at", step + 1).returncode == 0
 
 
+def test_a_signal_during_the_last_save_does_not_lose_it(run, tmp_path):
+    """Signals from the first update on, so that one of them meets the save at --stop-at."""
+    command = (
+        "train",
+        "--config",
+        run / "training.toml",
+        "--run-dir",
+        tmp_path / "parts",
+        "--backend",
+        "cpu",
+        *overrides("runtime.checkpoint.every_n_steps=3000", "runtime.checkpoint.save_best=false"),
+    )
+    process = start(*command, "--stop-at", 25)
+    while "step     25" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (0, -signal.SIGTERM), err  # it may have been over already
+    assert checkpoints(tmp_path / "parts")[-1] == "step-00000025"
+
+
+@pytest.mark.parametrize(
+    "override", ["scheduler.strategy=constant", "optimizer.learning_rate=5e-5", "model.num_attention_heads=4"]
+)
+def test_the_preset_follows_an_override(tmp_path, override):
+    done = sconce(
+        "orchestrate",
+        "--run-dir",
+        tmp_path / "run",
+        "--backend",
+        "cpu",
+        "--override",
+        override,
+        "--override",
+        "scheduler.total_steps=2",
+        "--override",
+        "model.num_layers=1",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_resumed_metrics_have_every_step_once(run, tmp_path):
     """A kill after the last checkpoint leaves figures of steps that are trained again."""
     command = (

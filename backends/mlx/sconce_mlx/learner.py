@@ -46,19 +46,20 @@ class MLXPending:
 class MLXLearner:
     """Model and optimizer on one device.
 
-    The state is three flat dictionaries of arrays, replaced at every step; the module only spells the forward
-    pass and is filled from them before each use.
+    The state is three flat dictionaries of arrays, replaced at every step; a module only spells the forward pass
+    over them.
     """
 
     def __init__(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> None:
         self.spec = spec
-        self.model = Model(spec, DTYPES[run.precision])
+        self.dtype = DTYPES[run.precision]
         named = [(param.name, param.shape) for param in spec.params()]
         check_names(named, weights)
         self.params: Tree = {name: mx.array(take(weights, name, shape)) for name, shape in named}
         self.first: Tree = {name: mx.zeros(shape) for name, shape in named}
         self.second: Tree = {name: mx.zeros(shape) for name, shape in named}
-        assert {name for name, _ in tree_flatten(self.model.parameters())} == set(self.params)
+        module = Model(spec, self.dtype)
+        assert {name for name, _ in tree_flatten(module.parameters())} == set(self.params)
         compiled = run.compile if run.compile is not None else mx.metal.is_available()
         nats_and_grads = mx.value_and_grad(self._summed_nats)
         self._nats_and_grads = mx.compile(nats_and_grads) if compiled else nats_and_grads
@@ -95,7 +96,7 @@ class MLXLearner:
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights, then first, then second moments, as float32 on the host."""
-        for part, tree in (("model", self.params), ("adam_m", self.first), ("adam_v", self.second)):
+        for part, tree in zip(("model", *MOMENTS), (self.params, self.first, self.second), strict=True):
             for param in self.spec.params():
                 yield f"{part}/{param.name}", np.array(tree[param.name])
 
@@ -111,5 +112,8 @@ class MLXLearner:
         return token_nats(self._filled_model(params)(inputs_BT), targets_BT).sum() * scale
 
     def _filled_model(self, params: Tree) -> Model:
-        self.model.update(tree_unflatten(list(params.items())))
-        return self.model
+        # A new module each time, which costs no arrays (they are lazy): a shared one would keep old weights alive,
+        # and after a compiled trace hold arrays that no longer mean anything.
+        model = Model(self.spec, self.dtype)
+        model.update(tree_unflatten(list(params.items())))
+        return model

@@ -28,7 +28,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019); the kernel accumulates in float32."""
+    """Root-mean-square norm (Zhang & Sennrich 2019), computed in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -36,11 +36,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.rms_norm(x, self.weight.astype(x.dtype), self.eps)
+        return mx.fast.rms_norm(x.astype(mx.float32), self.weight, self.eps).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Layer norm (Ba et al. 2016); the kernel accumulates in float32."""
+    """Layer norm (Ba et al. 2016), computed in float32."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def __call__(self, x: mx.array) -> mx.array:
-        return mx.fast.layer_norm(x, self.weight.astype(x.dtype), self.bias.astype(x.dtype), self.eps)
+        return mx.fast.layer_norm(x.astype(mx.float32), self.weight, self.bias, self.eps).astype(x.dtype)
 
 
 def make_norm(spec: ModelSpec) -> nn.Module:
