@@ -2,9 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Strategy = Literal["constant", "linear_warmup", "cosine", "cosine_with_warmup", "polynomial", "wsd"]
+from sconce.config.schema import Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,7 +109,12 @@ def train_tokenizer(
             f"set the vocabulary size to {supported} or less, or give more text",
             supported,
         )
-    content = bpe.to_str(pretty=True).encode()
+    _write(folder, bpe.to_str(pretty=True).encode(), vocab_size, seen, sources)
+    return load_tokenizer(folder / "tokenizer.json")
+
+
+def _write(folder: Path, content: bytes, vocab_size: int, seen: "_Seen", sources: Sequence[dict[str, object]]) -> None:
+    """tokenizer.json, then the manifest that vouches for it."""
     folder.mkdir(parents=True, exist_ok=True)
     # An interrupted write must not leave the new tokenizer beside the old manifest.
     (folder / "manifest.json").unlink(missing_ok=True)
@@ -130,7 +135,6 @@ def train_tokenizer(
             "sources": list(sources),
         },
     )
-    return load_tokenizer(folder / "tokenizer.json")
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -110,16 +110,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     )
     tokens = _open_tokens(config, folder, tokenizer, loaded, reporter)
     rows = num_rows(tokens.train, sequence_length(config))
-    if tokens.validation.num_tokens < 2:
-        raise DataError(
-            "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
-            "data.validation_shards"
-        )
-    prompt = len(tokenizer.encode(config.runtime.sample.prompt))
-    if prompt >= spec.max_position_embeddings:
-        raise ConfigError(
-            f"runtime.sample.prompt: {prompt} tokens long, and the model has {spec.max_position_embeddings} positions"
-        )
+    _check_fits(config, spec, tokenizer, tokens)
     order = TrainOrder(rows, config.data.batch_size, config.runtime.seed)
     schedule = make_schedule(config, rows)
     reporter.say(
@@ -144,6 +135,20 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         step=loaded.record.step if loaded else 0,
         best=loaded.record.best if loaded else None,
     )
+
+
+def _check_fits(config: RunConfig, spec: ModelSpec, tokenizer: Tokenizer, tokens: TokenData) -> None:
+    """Raise DataError when nothing is held out, ConfigError when the prompt fills the model."""
+    if tokens.validation.num_tokens < 2:
+        raise DataError(
+            "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
+            "data.validation_shards"
+        )
+    prompt = len(tokenizer.encode(config.runtime.sample.prompt))
+    if prompt >= spec.max_position_embeddings:
+        raise ConfigError(
+            f"runtime.sample.prompt: {prompt} tokens long, and the model has {spec.max_position_embeddings} positions"
+        )
 
 
 def make_schedule(config: RunConfig, rows: int) -> Schedule:
