@@ -30,9 +30,11 @@ def plot_loss(records: Sequence[dict[str, float]], path: Path) -> None:
     temporary.replace(path)
 
 
-def _running_mean(values: Sequence[float], weight: float = 0.1) -> list[float]:
-    """Exponential moving average, seeded by the first value."""
+def _running_mean(values: Sequence[float], decay: float = 0.75) -> list[float]:
+    """Exponential moving average without a bias towards the first value (Kingma & Ba 2015, section 3)."""
     means: list[float] = []
+    total = weight = 0.0
     for value in values:
-        means.append(value if not means else means[-1] + weight * (value - means[-1]))
+        total, weight = decay * total + value, decay * weight + 1.0
+        means.append(total / weight)
     return means
