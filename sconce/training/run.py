@@ -287,7 +287,8 @@ def _make_learner(
         max_grad_norm=optimizer.max_grad_norm,
     )
     compute = ComputeOptions(precision=config.runtime.precision, compile=config.runtime.compile)
-    learner = backend.learner(spec, optim, compute, InitialWeights(spec, config.runtime.seed))
+    weights = InitialWeights(spec, config.runtime.seed) if loaded is None else loaded.weights
+    learner = backend.learner(spec, optim, compute, weights)
     if loaded is not None:
         learner.load(loaded.tensors, loaded.record.step)
         reporter.say(_describe_resume(config, backend, loaded))
