@@ -18,18 +18,22 @@ from sconce.spec import ModelSpec
 
 Hardware = Literal["auto", "mlx", "cuda", "cpu"]
 Precision = Literal["fp32", "bf16"]
-MOMENTS = ("adam_m", "adam_v")
+WEIGHTS = "model"
 
 TensorSource = Mapping[str, NDArray[np.float32]]
-"""float32 arrays by name: "model/<parameter>", "adam_m/<parameter>", "adam_v/<parameter>"; may read lazily."""
+"""float32 arrays by name: "model/<parameter>" and "<slot>/<parameter>", slots as in `optim`; may read lazily."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepScalars:
-    """What changes from step to step besides the data. `step` is the number of updates already done."""
+    """What changes from step to step besides the data. `step` is the number of updates already done.
+
+    `seed` and `step` decide what dropout drops.
+    """
 
     step: int
     learning_rate: float
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class Learner(Protocol):
         ...
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
-        """Per-token loss (batch, seq) at the present weights; 0 where the target is -1."""
+        """Per-token loss (batch, seq) at the present weights, nothing dropped; 0 where the target is -1."""
         ...
 
     def decoder(self, rows: int, max_len: int) -> Decoder:
@@ -103,7 +107,7 @@ class Learner(Protocol):
         ...
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """The whole state: "model/<name>" in spec order, then "adam_m/<name>", then "adam_v/<name>".
+        """The whole state, in the order of `state_names`.
 
         Arrays may be views: they hold until the next step or load.
         """
@@ -131,14 +135,21 @@ class Backend(Protocol):
         ...
 
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> Learner:
-        """A learner at step 0 with these weights, by parameter name (no "model/" prefix), and zero moments."""
+        """A learner at step 0 with these weights, by parameter name (no "model/" prefix), and zero slots."""
         ...
 
 
-def state_names(spec: ModelSpec) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of a learner's state, in the order `Learner.tensors` yields them."""
+def state_names(spec: ModelSpec, optim: OptimSpec) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of a learner's state, in the order `Learner.tensors` yields them.
+
+    First all weights in the spec's order, "model/<name>"; then slot by slot, as "<slot>/<name>".
+    """
     params = list(spec.params())
-    return [(f"{part}/{param.name}", param.shape) for part in ("model", *MOMENTS) for param in params]
+    slots = {slot: None for param in params for slot in optim.slots(param)}  # each once, in order of appearance
+    weights = [(f"{WEIGHTS}/{param.name}", param.shape) for param in params]
+    return weights + [
+        (f"{slot}/{param.name}", param.shape) for slot in slots for param in params if slot in optim.slots(param)
+    ]
 
 
 def check_names(expected: Sequence[tuple[str, tuple[int, ...]]], tensors: TensorSource) -> None:

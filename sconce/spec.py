@@ -52,6 +52,8 @@ class ModelSpec:
     mlp_bias: bool = False
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = True
+    attn_dropout: float = 0.0  # of attention probabilities, in training
+    residual_dropout: float = 0.0  # of what each branch adds to the residual stream, in training
 
     def params(self) -> Iterator[ParamSpec]:
         """Every parameter, in the order in which checkpoints store them."""

@@ -21,6 +21,14 @@ def train(
         int | None,
         typer.Option("--stop-at", min=1, metavar="STEP", help="Save and stop there; the schedule keeps its horizon."),
     ] = None,
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate/--no-certificate",
+            help="Reproduce the checkpoint's next loss before going on. Without: nothing shows that weights, data and "
+            "settings are those that were saved.",
+        ),
+    ] = True,
     override: OverrideOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -35,7 +43,15 @@ def train(
     loaded = load_config(config, override or [])
     folder = RunFolder(run_dir or loaded.runtime.run_dir or Path("runs") / config.stem)
     reporter = make_reporter(quiet, as_json)
-    outcome = train_config(loaded, folder, hardware=backend.value, resume=resume, stop_at=stop_at, reporter=reporter)
+    outcome = train_config(
+        loaded,
+        folder,
+        hardware=backend.value,
+        resume=resume,
+        stop_at=stop_at,
+        certificate=certificate,
+        reporter=reporter,
+    )
     again = train_command(config, folder.root, backend.value, override or [])
     report_outcome(outcome, folder, again, reporter)
     raise typer.Exit(outcome.exit_code)

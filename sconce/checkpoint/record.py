@@ -9,7 +9,7 @@ from typing import TypedDict, cast
 
 from sconce.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -25,17 +25,32 @@ class FileRecord:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What the next micro-batch gives at these weights, nothing dropped: a resumed run must reproduce it.
+
+    `rows` are row numbers, `tokens_sha256` is of them and their tokens (`data.batches.rows_sha256`), `loss` is mean
+    nats a token.
+    """
+
+    rows: tuple[int, ...]
+    tokens_sha256: str
+    loss: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """One manifest. `step` and `tokens` count what was trained on; `best` is (step, held-out loss) so far.
 
-    `cursor` says which data come next; `files` is filled in by whoever writes them.
+    `cursor` says which data come next; `certificate` is None where nothing was trained here, as after an import;
+    `files` is filled in by whoever writes them.
     """
 
     step: int
     tokens: int
     cursor: Mapping[str, object]
     best: tuple[int, float] | None
+    certificate: Certificate | None = None
     backend: str
     precision: str
     versions: Mapping[str, str]
@@ -53,6 +68,12 @@ class _BestFields(TypedDict):
     loss: float
 
 
+class _CertificateFields(TypedDict):
+    rows: list[int]
+    tokens_sha256: str
+    loss: float
+
+
 class _FileFields(TypedDict):
     bytes: int
     sha256: str
@@ -64,6 +85,7 @@ class _Fields(TypedDict):
     tokens: int
     cursor: dict[str, object]
     best: _BestFields | None
+    certificate: _CertificateFields | None
     backend: str
     precision: str
     versions: dict[str, str]
@@ -73,13 +95,14 @@ class _Fields(TypedDict):
 
 def manifest_bytes(record: Checkpoint) -> bytes:
     """The content of manifest.json; its last entry is a checksum over all others."""
-    best = record.best
+    best, certificate = record.best, record.certificate
     fields: _Fields = {
         "format": FORMAT,
         "step": record.step,
         "tokens": record.tokens,
         "cursor": dict(record.cursor),
         "best": None if best is None else {"step": best[0], "loss": best[1]},
+        "certificate": None if certificate is None else _certificate_fields(certificate),
         "backend": record.backend,
         "precision": record.precision,
         "versions": dict(record.versions),
@@ -87,6 +110,14 @@ def manifest_bytes(record: Checkpoint) -> bytes:
         "files": {name: {"bytes": file.bytes, "sha256": file.sha256} for name, file in record.files.items()},
     }
     return (json.dumps({**fields, "sha256": _checksum(fields)}, indent=2) + "\n").encode()
+
+
+def _certificate_fields(certificate: Certificate) -> _CertificateFields:
+    return {
+        "rows": list(certificate.rows),
+        "tokens_sha256": certificate.tokens_sha256,
+        "loss": certificate.loss,
+    }
 
 
 def read_manifest(folder: Path) -> Checkpoint:
@@ -116,12 +147,15 @@ def read_manifest(folder: Path) -> Checkpoint:
 
 
 def _parse(fields: _Fields) -> Checkpoint:
-    best = fields["best"]
+    best, certificate = fields["best"], fields["certificate"]
     return Checkpoint(
         step=fields["step"],
         tokens=fields["tokens"],
         cursor=fields["cursor"],
         best=None if best is None else (best["step"], best["loss"]),
+        certificate=None
+        if certificate is None
+        else Certificate(tuple(certificate["rows"]), certificate["tokens_sha256"], certificate["loss"]),
         backend=fields["backend"],
         precision=fields["precision"],
         versions=fields["versions"],

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from os import getpid
 from pathlib import Path
 
-from sconce.backend import state_names
 from sconce.checkpoint.load import LoadedCheckpoint, load_folder, pointed_at, step_folders
 from sconce.checkpoint.record import MANIFEST, Checkpoint, DamagedCheckpointError, manifest_bytes
 from sconce.checkpoint.stream import (
     MODEL_INDEX,
+    Shape,
     State,
     TensorFile,
     model_index,
@@ -30,7 +30,6 @@ from sconce.checkpoint.stream import (
 )
 from sconce.errors import CheckpointError
 from sconce.files import fsync_folder, write_atomic
-from sconce.spec import ModelSpec
 
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's custom
 SPARE_BYTES = 2**20  # for the manifest, the pointers and the file system's own books
@@ -48,11 +47,17 @@ class CheckpointStore:
         assert self.keep >= 1, "a run keeps at least its newest checkpoint"
 
     def save(
-        self, state: State, spec: ModelSpec, facts: Checkpoint, *, files: Mapping[str, bytes], is_best: bool
+        self,
+        state: State,
+        names: Sequence[tuple[str, Shape]],
+        facts: Checkpoint,
+        *,
+        files: Mapping[str, bytes],
+        is_best: bool,
     ) -> Path:
         """Write one checkpoint, then delete those beyond `keep`; return its folder.
 
-        `state` yields every tensor in the order of `state_names(spec)`, and at most one is held at a time. `facts`
+        `state` yields every tensor in the order of `names`, and at most one is held at a time. `facts`
         is the manifest without its files; `files` go beside the tensors as they are.
         Raises CheckpointError, with every older checkpoint untouched, when it cannot be written.
         """
@@ -60,7 +65,7 @@ class CheckpointStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-            plan = plan_files(state_names(spec), self.max_shard_bytes)
+            plan = plan_files(names, self.max_shard_bytes)
             index = model_index(plan)
             contents = dict(files) if index is None else {**files, MODEL_INDEX: index}
             self._check_space(plan, contents)

@@ -4,10 +4,12 @@ from sconce.config.docs import reference as reference
 from sconce.config.load import config_from as config_from
 from sconce.config.load import load_config as load_config
 from sconce.config.resolve import Difference as Difference
+from sconce.config.resolve import beta2 as beta2
 from sconce.config.resolve import differences as differences
 from sconce.config.resolve import dump_toml as dump_toml
 from sconce.config.resolve import micro_batch_size as micro_batch_size
 from sconce.config.resolve import model_spec as model_spec
+from sconce.config.resolve import momentum as momentum
 from sconce.config.resolve import sequence_length as sequence_length
 from sconce.config.resolve import to_json as to_json
 from sconce.config.schema import RunConfig as RunConfig

@@ -12,6 +12,7 @@ def relation_faults(config: RunConfig) -> Iterator[Relation]:
     """Every contradiction between keys."""
     yield from _model(config)
     yield from _data(config)
+    yield from _optimizer(config)
     yield from _schedule(config)
 
 
@@ -66,6 +67,21 @@ def _instead(batch: int, wanted: str, accumulation: int, advice: str) -> str:
         f"found {batch} sequences per optimizer step, which are not {wanted} in {accumulation} accumulation "
         f"step(s); write instead: {advice}"
     )
+
+
+def _optimizer(config: RunConfig) -> Iterator[Relation]:
+    optimizer = config.optimizer
+    for key, given, algorithms in (
+        ("beta1", optimizer.beta1 != 0.9, ("adam_w", "adam", "lion", "muon")),
+        ("beta2", optimizer.beta2 is not None, ("adam_w", "adam", "lion", "muon")),
+        ("epsilon", optimizer.epsilon != 1e-8, ("adam_w", "adam", "muon")),
+        ("momentum", optimizer.momentum is not None, ("sgd", "muon")),
+    ):
+        if given and optimizer.algorithm not in algorithms:
+            yield (
+                (f"optimizer.{key}", "optimizer.algorithm"),
+                f"would do nothing with algorithm {optimizer.algorithm}; it is for {', '.join(algorithms)}",
+            )
 
 
 def _schedule(config: RunConfig) -> Iterator[Relation]:

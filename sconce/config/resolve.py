@@ -79,6 +79,8 @@ def model_spec(config: RunConfig, vocab_size: int) -> ModelSpec:
         mlp_bias=model.mlp_bias,
         rope_theta=model.rope_theta,
         tie_word_embeddings=model.tie_word_embeddings,
+        attn_dropout=model.attn_dropout,
+        residual_dropout=model.residual_dropout,
     )
 
 
@@ -87,6 +89,22 @@ def _intermediate_size(config: RunConfig) -> int:
     if config.model.mlp == "plain":
         return 4 * hidden
     return -(-8 * hidden // 3 // 32) * 32  # three matrices of 8/3 hold as many weights as two of 4 (Shazeer 2020)
+
+
+def beta2(config: RunConfig) -> float:
+    """Decay of the second moment, or of Lion's memory (Chen et al. 2023 use 0.99)."""
+    given = config.optimizer.beta2
+    if given is None:
+        return 0.99 if config.optimizer.algorithm == "lion" else 0.95
+    return given
+
+
+def momentum(config: RunConfig) -> float:
+    """Of SGD and of Muon's matrices (Jordan et al. 2024 use 0.95)."""
+    given = config.optimizer.momentum
+    if given is None:
+        return 0.9 if config.optimizer.algorithm == "sgd" else 0.95
+    return given
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
@@ -99,6 +117,8 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     data["sequence_length"] = sequence_length(config)
     data["micro_batch_size"] = micro_batch_size(config)
     data["gradient_accumulation_steps"] = config.data.batch_size // micro_batch_size(config)
+    table["optimizer"]["beta2"] = beta2(config)
+    table["optimizer"]["momentum"] = momentum(config)
     return table
 
 

@@ -57,6 +57,15 @@ class ModelConfig(Section):
     mlp_bias: bool = Field(default=False, description="Biases on the MLP's projections.")
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
     tie_word_embeddings: bool = Field(default=True, description="The head multiplies by the embedding table.")
+    attn_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Attention probabilities dropped in training; above 0 attention is computed in full, unfused.",
+    )
+    residual_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropped in training from what each branch adds to the residual stream."
+    )
 
 
 class TokenizerConfig(Section):
@@ -104,14 +113,29 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW with clipping. Norms, biases and embeddings do not decay."""
+    """The update rule, and clipping. Norms, biases and embeddings do not decay."""
 
-    algorithm: Literal["adam_w"] = Field(default="adam_w", description="The update rule.")
+    algorithm: Literal["adam_w", "adam", "sgd", "lion", "muon"] = Field(
+        default="adam_w",
+        description="muon is for matrices, with adam_w for the rest; adam and sgd add their decay to the gradient.",
+    )
     learning_rate: float = Field(default=3e-4, gt=0, description="The schedule's peak.")
-    weight_decay: float = Field(default=0.1, ge=0, description="Decoupled, on matrices.")
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment.")
-    beta2: float = Field(default=0.95, ge=0, lt=1, description="Decay of the second moment.")
-    epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(
+        default=0.1, ge=0, description="On matrices and the head; decoupled but for adam and sgd."
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the first moment. Not for sgd.")
+    beta2: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Decay of the second moment; of lion's memory. Default: 0.95, for lion 0.99. Not for sgd.",
+    )
+    momentum: float | None = Field(
+        default=None, ge=0, lt=1, description="Of sgd and of muon's matrices. Default: 0.9 for sgd, 0.95 for muon."
+    )
+    epsilon: float = Field(
+        default=1e-8, gt=0, description="Added to the root of the second moment. Not for sgd and lion."
+    )
     max_grad_norm: float = Field(
         default=1.0, ge=0, description="Clip the gradient's global norm to this; 0 does not clip."
     )

@@ -1,6 +1,7 @@
 """What crosses from data to a backend: one micro-batch of token rows."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,22 @@ class Batch(NamedTuple):
 
     inputs: NDArray[np.int32]  # (batch, seq)
     targets: NDArray[np.int32]  # (batch, seq)
+
+
+NO_ROWS = "0" * 64  # where the chain of `chain_rows` starts
+
+
+def rows_sha256(rows: NDArray[np.int64], batches: Sequence[Batch]) -> str:
+    """Hex SHA-256 of row numbers and their tokens; the same however the rows are split into batches."""
+    digest = hashlib.sha256(rows.astype("<i8").tobytes())
+    for part in (*(batch.inputs for batch in batches), *(batch.targets for batch in batches)):
+        digest.update(np.ascontiguousarray(part, "<i4").data)
+    return digest.hexdigest()
+
+
+def chain_rows(so_far: str, step_sha256: str) -> str:
+    """Extend the chain over every step's `rows_sha256`: two runs with equal chains have seen the same rows."""
+    return hashlib.sha256(bytes.fromhex(so_far) + bytes.fromhex(step_sha256)).hexdigest()
 
 
 def num_rows(store: TokenStore, seq_len: int) -> int:

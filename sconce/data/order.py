@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sconce.mixing import splitmix64
+
 _ROUNDS = 8  # four make a Feistel network a strong permutation (Luby and Rackoff 1988) of a large domain
 
 
@@ -27,16 +29,8 @@ def _feistel(value: NDArray[np.uint64], keys: NDArray[np.uint64], half_bits: int
     width, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
     left, right = value >> width, value & mask
     for key in keys:
-        left, right = right, left ^ (_splitmix64(right ^ key) & mask)
+        left, right = right, left ^ (splitmix64(right ^ key) & mask)
     return (left << width) | right
-
-
-def _splitmix64(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Steele, Lea and Flood 2014: uint64 to uint64, every input bit reaches every output bit."""
-    mixed = value + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from sconce.backend import Hardware
 from sconce.config import RunConfig
+from sconce.training.certificate import check_certificate
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
 from sconce.training.run import RunFolder, open_run
@@ -14,11 +15,18 @@ def train_config(
     hardware: Hardware,
     resume: bool,
     stop_at: int | None,
+    certificate: bool = True,
     reporter: Reporter,
 ) -> Outcome:
-    """Train `config` in `folder`, from its newest checkpoint with `resume`, up to `stop_at` or the end."""
+    """Train `config` in `folder`, from its newest checkpoint with `resume`, up to `stop_at` or the end.
+
+    A resumed run must reproduce its checkpoint's certificate, unless `certificate` is off.
+    """
     with folder.locked():
         run = open_run(config, folder, hardware=hardware, resume=resume, reporter=reporter)
-        if resume and run.step == 0:
+        if run.resumed_from is not None:
+            unchecked = "certificate: not checked; nothing shows that this is the run that was saved"
+            reporter.say(check_certificate(run, run.resumed_from) if certificate else unchecked)
+        elif resume:
             reporter.say(f"no checkpoint in {folder.checkpoints}: starting at step 0")
         return train(run, stop_at)

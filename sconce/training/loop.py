@@ -3,7 +3,6 @@
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from sconce.backend import Pending, StepScalars
 from sconce.config import micro_batch_size, sequence_length
-from sconce.data.batches import Batch, read_batch, validation_batches
+from sconce.data.batches import Batch, chain_rows, read_batch, rows_sha256, validation_batches
 from sconce.data.prefetch import Prefetcher
 from sconce.errors import ConfigError, TrainingError
 from sconce.files import write_atomic
@@ -62,7 +61,16 @@ class _Queued:
 
     step: int
     lr: float
+    rows_sha256: str
     pending: Pending
+
+
+@dataclass(frozen=True, slots=True)
+class _StepData:
+    """The micro-batches of one update, and the hash of their rows."""
+
+    batches: list[Batch]
+    sha256: str
 
 
 def train(run: Run, stop_at: int | None = None) -> Outcome:
@@ -77,8 +85,8 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     started_at = run.step
     run.reporter.start(run.step, total)
     try:
-        with catch_stop_signals() as request, Prefetcher(trainer.micro_batches, run.step) as batches:
-            trainer.run_updates(batches, end, request)
+        with catch_stop_signals() as request, Prefetcher(trainer.step_data, run.step) as data:
+            trainer.run_updates(data, end, request)
             trainer.save_if_new()  # inside: a signal that comes only now must not end the save
             finished = run.step == total
             outcome = Outcome(
@@ -132,18 +140,19 @@ class _Trainer:
         if self.tensorboard is not None:
             self.tensorboard.close()
 
-    def micro_batches(self, step: int) -> list[Batch]:
+    def step_data(self, step: int) -> _StepData:
         """What the update after `step` updates trains on: any step's batches, in any order of asking."""
         rows, size = self.run.order.rows(step), micro_batch_size(self.run.config)
         seq_len = sequence_length(self.run.config)
-        return [read_batch(self.run.tokens.train, rows[i : i + size], seq_len) for i in range(0, len(rows), size)]
+        batches = [read_batch(self.run.tokens.train, rows[i : i + size], seq_len) for i in range(0, len(rows), size)]
+        return _StepData(batches, rows_sha256(rows, batches))
 
-    def run_updates(self, batches: Prefetcher[list[Batch]], end: int, request: StopRequest) -> None:
+    def run_updates(self, data: Prefetcher[_StepData], end: int, request: StopRequest) -> None:
         """Update until `end` or a stop request; the host reads an update's figures only when it is done anyway."""
         run, queue = self.run, deque[_Queued]()
         self.throughput.resume()
         while run.step < end and not request:
-            queue.append(self.launch(batches.next()))
+            queue.append(self.launch(data.next()))
             run.step += 1
             pause = self.is_pause(run.step)
             while queue and (pause or len(queue) > IN_FLIGHT or queue[0].pending.ready()):
@@ -155,11 +164,13 @@ class _Trainer:
         while queue:
             self.finish_update(queue.popleft())
 
-    def launch(self, batches: Sequence[Batch]) -> _Queued:
+    def launch(self, data: _StepData) -> _Queued:
         """Hand the next update to the device."""
-        step = self.run.step
-        lr = learning_rate(self.run.schedule, step)
-        return _Queued(step + 1, lr, self.run.learner.step(batches, StepScalars(step, lr)))
+        run = self.run
+        lr = learning_rate(run.schedule, run.step)
+        run.rows_sha256 = chain_rows(run.rows_sha256, data.sha256)
+        pending = run.learner.step(data.batches, StepScalars(run.step, lr, run.order.seed))
+        return _Queued(run.step + 1, lr, run.rows_sha256, pending)
 
     def finish_update(self, queued: _Queued) -> None:
         """Read one update's figures and send them where they go."""
@@ -183,7 +194,7 @@ class _Trainer:
         }
         logged = step in (1, run.schedule.total_steps) or step % run.config.runtime.log_every_n_steps == 0
         if logged:
-            self.write(record)
+            self.write(record, rows_sha256=queued.rows_sha256[:16])
             self.throughput.lap()
         run.reporter.update(record, logged)
 
@@ -271,9 +282,9 @@ class _Trainer:
         run.reporter.sample(run.step, text)
         return text
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Record, **more: str) -> None:
         """Append to the run's files."""
-        self.metrics.write(record)
+        self.metrics.write({**record, **more})
         if self.tensorboard is not None:
             self.tensorboard.write(record)
 

@@ -47,7 +47,7 @@ class MetricsFile:
         write_atomic(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, record: Record) -> None:
+    def write(self, record: Mapping[str, object]) -> None:
         """Append one record; it reaches the operating system before this returns."""
         self._file.write(json.dumps(dict(record)) + "\n")
         self._file.flush()

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sconce.backend import Backend, ComputeOptions, Hardware, Learner, load_backend
+from sconce.backend import Backend, ComputeOptions, DeviceInfo, Hardware, Learner, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.store import CheckpointStore
-from sconce.config import RunConfig, differences, model_spec, sequence_length, to_json
-from sconce.data.batches import num_rows
+from sconce.config import RunConfig, beta2, differences, model_spec, momentum, sequence_length, to_json
+from sconce.data.batches import NO_ROWS, num_rows
 from sconce.data.corpus import Corpus
 from sconce.data.order import TrainOrder
 from sconce.data.prepare import is_current, prepare
@@ -72,7 +72,11 @@ class RunFolder:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A run, ready to take its next update. `step` counts updates done; `best` is (step, held-out loss)."""
+    """A run, ready to take its next update. `step` counts updates done; `best` is (step, held-out loss).
+
+    `rows_sha256` is the chain over the rows of all updates done: see `data.batches.chain_rows`. `resumed_from` is the
+    checkpoint that it was opened at, if any.
+    """
 
     config: RunConfig
     folder: RunFolder
@@ -87,6 +91,8 @@ class Run:
     reporter: Reporter
     step: int
     best: tuple[int, float] | None
+    rows_sha256: str
+    resumed_from: LoadedCheckpoint | None
 
 
 def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume: bool, reporter: Reporter) -> Run:
@@ -120,21 +126,26 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     )
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
-    return Run(
+    run = Run(
         config=config,
         folder=folder,
         tokenizer=tokenizer,
         tokens=tokens,
         spec=spec,
         backend=backend,
-        learner=_make_learner(config, spec, backend, loaded, reporter),
+        learner=_make_learner(config, spec, backend, loaded),
         store=store,
         schedule=schedule,
         order=order,
         reporter=reporter,
         step=loaded.record.step if loaded else 0,
         best=loaded.record.best if loaded else None,
+        rows_sha256=str(loaded.record.cursor.get("rows_sha256", NO_ROWS)) if loaded else NO_ROWS,
+        resumed_from=loaded,
     )
+    if loaded is not None:
+        reporter.say(_describe_resume(config, device, loaded))
+    return run
 
 
 def _check_fits(config: RunConfig, spec: ModelSpec, tokenizer: Tokenizer, tokens: TokenData) -> None:
@@ -172,6 +183,20 @@ def make_schedule(config: RunConfig, rows: int) -> Schedule:
         min_lr=scheduler.min_lr,
         power=scheduler.power,
         decay_steps=decay_steps,
+    )
+
+
+def make_optim(config: RunConfig) -> OptimSpec:
+    """The update rule that a config describes."""
+    optimizer = config.optimizer
+    return OptimSpec(
+        algorithm=optimizer.algorithm,
+        beta1=optimizer.beta1,
+        beta2=beta2(config),
+        momentum=momentum(config),
+        eps=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
     )
 
 
@@ -275,29 +300,19 @@ def _check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> No
         )
 
 
-def _make_learner(
-    config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None, reporter: Reporter
-) -> Learner:
-    optimizer = config.optimizer
-    optim = OptimSpec(
-        beta1=optimizer.beta1,
-        beta2=optimizer.beta2,
-        eps=optimizer.epsilon,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-    )
+def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None) -> Learner:
     compute = ComputeOptions(precision=config.runtime.precision, compile=config.runtime.compile)
     weights = InitialWeights(spec, config.runtime.seed) if loaded is None else loaded.weights
-    learner = backend.learner(spec, optim, compute, weights)
+    learner = backend.learner(spec, make_optim(config), compute, weights)
     if loaded is not None:
         learner.load(loaded.tensors, loaded.record.step)
-        reporter.say(_describe_resume(config, backend, loaded))
     return learner
 
 
-def _describe_resume(config: RunConfig, backend: Backend, loaded: LoadedCheckpoint) -> str:
+def _describe_resume(config: RunConfig, device: DeviceInfo, loaded: LoadedCheckpoint) -> str:
     record = loaded.record
-    moved = f", written by {record.backend}" if record.backend != backend.name else ""
+    here, there = (device.backend, device.kind), (record.backend, record.hardware.get("kind"))
+    moved = f", written by {there[0]} on {there[1]}, going on with {here[0]} on {here[1]}" if here != there else ""
     changed = [change.key for change in differences(loaded.run_config, to_json(config))]
     notice = f"; changed since: {', '.join(changed)}" if changed else ""
     return f"resuming from {loaded.path.name}{moved}{notice}"

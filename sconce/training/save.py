@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 import sconce
+from sconce.backend import state_names
 from sconce.checkpoint.record import Checkpoint
 from sconce.config import sequence_length, to_json
 from sconce.interop.hf import model_files
-from sconce.training.run import Run
+from sconce.training.certificate import certify
+from sconce.training.run import Run, make_optim
 
 
 def save_checkpoint(run: Run, *, is_best: bool) -> Path:
@@ -21,8 +23,14 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
     facts = Checkpoint(
         step=run.step,
         tokens=rows * sequence_length(run.config),
-        cursor={"fingerprint": run.tokens.fingerprint, "seed": run.order.seed, "rows_consumed": rows},
+        cursor={
+            "fingerprint": run.tokens.fingerprint,
+            "seed": run.order.seed,
+            "rows_consumed": rows,
+            "rows_sha256": run.rows_sha256,
+        },
         best=run.best,
+        certificate=certify(run),
         backend=run.backend.name,
         precision=run.config.runtime.precision,
         versions={
@@ -42,4 +50,5 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
         pad_id=tokenizer.pad_id,
     )
     files["run.json"] = json.dumps(to_json(run.config), indent=2).encode()
-    return run.store.save(run.learner.tensors(), run.spec, facts, files=files, is_best=is_best)
+    names = state_names(run.spec, make_optim(run.config))
+    return run.store.save(run.learner.tensors(), names, facts, files=files, is_best=is_best)

@@ -44,7 +44,7 @@ def test_forward_is_the_papers(backend, variation):
 def test_state_has_the_names_and_shapes_of_the_spec(backend, variation):
     spec = make_spec(**VARIATIONS[variation])
     tensors = list(make_learner(backend, spec).tensors())
-    assert [(name, array.shape) for name, array in tensors] == state_names(spec)
+    assert [(name, array.shape) for name, array in tensors] == state_names(spec, OptimSpec())
     assert all(array.dtype == np.float32 for _, array in tensors)
 
 

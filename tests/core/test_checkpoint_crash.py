@@ -22,6 +22,7 @@ from sconce.backend import state_names
 from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
 from sconce.errors import CheckpointError
+from sconce.optim import OptimSpec
 
 SPEC = make_spec(num_layers=1)
 SYSTEM_CALLS = ("mkdir", "fsync", "rename", "replace", "unlink", "rmdir")
@@ -43,8 +44,8 @@ def save(store, step, tag):
         versions={},
         hardware={},
     )
-    state = ((name, value(name, shape, tag)) for name, shape in state_names(SPEC))
-    store.save(state, SPEC, facts, files={"config.json": b"{}"}, is_best=step % 3 == 0)
+    state = ((name, value(name, shape, tag)) for name, shape in state_names(SPEC, OptimSpec()))
+    store.save(state, state_names(SPEC, OptimSpec()), facts, files={"config.json": b"{}"}, is_best=step % 3 == 0)
 
 
 def assert_whole(store, tags):
@@ -54,7 +55,7 @@ def assert_whole(store, tags):
     assert said == []
     assert loaded is not None
     assert loaded.record.tokens in tags
-    for name, shape in state_names(SPEC):
+    for name, shape in state_names(SPEC, OptimSpec()):
         assert np.array_equal(loaded.tensors[name], value(name, shape, loaded.record.tokens))
     return loaded
 
@@ -165,12 +166,12 @@ def test_a_state_that_fails_half_way_leaves_nothing(tmp_path):
     store = prepare(tmp_path)
 
     def failing():
-        yield from [(name, value(name, shape, 3)) for name, shape in state_names(SPEC)][:5]
+        yield from [(name, value(name, shape, 3)) for name, shape in state_names(SPEC, OptimSpec())][:5]
         raise KeyboardInterrupt
 
     facts = Checkpoint(step=3, tokens=3, cursor={}, best=None, backend="", precision="", versions={}, hardware={})
     with pytest.raises(KeyboardInterrupt):
-        store.save(failing(), SPEC, facts, files={}, is_best=False)
+        store.save(failing(), state_names(SPEC, OptimSpec()), facts, files={}, is_best=False)
     assert_whole(store, {2})
     assert [path.name for path in tmp_path.glob(".*")] == []
 

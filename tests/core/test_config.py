@@ -163,7 +163,11 @@ def test_all_faults_come_together_and_no_consequence_of_one_is_reported(tmp_path
         ({"scheduler": {"strategy": "wsd", "warmup_steps": 60, "decay_steps": 50}}, "expected at most the 40 steps"),
         ({"data": {"train_shards": "corpus.txt"}}, 'found "corpus.txt", expected a list of paths'),
         ({"data": {"train_shards": []}}, "expected a list of text files or folders"),
-        ({"optimizer": {"algorithm": "sgd"}}, "expected one of adam_w"),
+        ({"optimizer": {"algorithm": "adagrad"}}, "expected one of adam_w"),
+        ({"optimizer": {"momentum": 0.9}}, "would do nothing with algorithm adam_w; it is for sgd, muon"),
+        ({"optimizer": {"algorithm": "sgd", "beta2": 0.9}}, "would do nothing with algorithm sgd"),
+        ({"optimizer": {"algorithm": "lion", "epsilon": 1e-6}}, "would do nothing with algorithm lion"),
+        ({"model": {"attn_dropout": 1.0}}, "expected"),
     ],
 )
 def test_contradictions_are_refused(tmp_path, sections, says):

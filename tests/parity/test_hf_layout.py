@@ -9,6 +9,7 @@ from sconce.checkpoint.load import open_checkpoint
 from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
 from sconce.interop.hf import hf_config, model_files, spec_from_config
+from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import train_tokenizer
 
 torch = pytest.importorskip("torch", reason="transformers' models run in torch")
@@ -65,7 +66,7 @@ def write(tokenizer, tmp_path):
         weights = random_weights(spec)
         state = (
             (name, weights[name[6:]] if name.startswith("model/") else np.zeros(shape, np.float32))
-            for name, shape in state_names(spec)
+            for name, shape in state_names(spec, OptimSpec())
         )
         files = model_files(
             spec,
@@ -76,7 +77,7 @@ def write(tokenizer, tmp_path):
         )
         facts = Checkpoint(step=1, tokens=0, cursor={}, best=None, backend="", precision="", versions={}, hardware={})
         store = CheckpointStore(tmp_path / "checkpoints", keep=1, **options)
-        return spec, store.save(state, spec, facts, files=files, is_best=False)
+        return spec, store.save(state, state_names(spec, OptimSpec()), facts, files=files, is_best=False)
 
     return written
 

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from sconce.backend import (
-    MOMENTS,
+    WEIGHTS,
     Batch,
     ComputeOptions,
     StepMetrics,
@@ -18,12 +18,13 @@ from sconce.backend import (
     state_names,
     take,
 )
+from sconce.dropout import row_keys
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import MLXDecoder
 from sconce_mlx.loss import token_nats
 from sconce_mlx.model import Model
-from sconce_mlx.optim import AdamW, Tree
+from sconce_mlx.optim import Optimizer, Tree
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16}
 
@@ -46,8 +47,8 @@ class MLXPending:
 class MLXLearner:
     """Model and optimizer on one device.
 
-    The state is three flat dictionaries of arrays, replaced at every step; a module only spells the forward pass
-    over them.
+    The state is flat dictionaries of arrays, one of weights and one a slot, replaced at every step; a module only
+    spells the forward pass over them.
     """
 
     def __init__(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> None:
@@ -56,14 +57,17 @@ class MLXLearner:
         named = [(param.name, param.shape) for param in spec.params()]
         check_names(named, weights)
         self.params: Tree = {name: mx.array(take(weights, name, shape)) for name, shape in named}
-        self.first: Tree = {name: mx.zeros(shape) for name, shape in named}
-        self.second: Tree = {name: mx.zeros(shape) for name, shape in named}
+        self.state_names = state_names(spec, optim)
+        self.slots: dict[str, Tree] = {}
+        for name, shape in self.state_names[len(named) :]:
+            slot, parameter = name.split("/", 1)
+            self.slots.setdefault(slot, {})[parameter] = mx.zeros(shape)
         module = Model(spec, self.dtype)
         assert {name for name, _ in tree_flatten(module.parameters())} == set(self.params)
         compiled = run.compile if run.compile is not None else mx.metal.is_available()
         nats_and_grads = mx.value_and_grad(self._summed_nats)
         self._nats_and_grads = mx.compile(nats_and_grads) if compiled else nats_and_grads
-        self.optim = AdamW(spec, optim)
+        self.optim = Optimizer(spec, optim)
         self._update = mx.compile(self.optim.update) if compiled else self.optim.update
 
     def step(self, batches: Sequence[Batch], scalars: StepScalars) -> MLXPending:
@@ -71,18 +75,20 @@ class MLXLearner:
         tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
         # An array and not a Python float: a compiled function freezes Python numbers into its trace.
         per_token = mx.array(1.0 / tokens)
-        loss, grads = None, None
+        loss, grads, first_row = None, None, 0
         for batch in batches:
             inputs, targets = mx.array(batch.inputs), mx.array(batch.targets)
-            part, part_grads = self._nats_and_grads(self.params, inputs, targets, per_token)
+            keys_B = mx.array(row_keys(scalars.seed, scalars.step, first_row, len(batch.inputs)))
+            first_row += len(batch.inputs)
+            part, part_grads = self._nats_and_grads(self.params, inputs, targets, keys_B, per_token)
             loss = part if loss is None else loss + part
             grads = part_grads if grads is None else {name: grads[name] + g for name, g in part_grads.items()}
             mx.async_eval(loss, grads)  # one micro-batch's activations at a time
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
-        self.params, self.first, self.second, norm = self._update(self.params, self.first, self.second, grads, numbers)
-        mx.async_eval(self.params, self.first, self.second, norm)
+        self.params, self.slots, norm = self._update(self.params, self.slots, grads, numbers)
+        mx.async_eval(self.params, self.slots, norm)
         return MLXPending(loss, norm, tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
@@ -95,21 +101,25 @@ class MLXLearner:
         return MLXDecoder(self._filled_model(self.params), self.spec, rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Weights, then first, then second moments, as float32 on the host."""
-        for part, tree in zip(("model", *MOMENTS), (self.params, self.first, self.second), strict=True):
-            for param in self.spec.params():
-                yield f"{part}/{param.name}", np.array(tree[param.name])
+        """Weights, then slots, as float32 on the host."""
+        for name, _ in self.state_names:
+            part, parameter = name.split("/", 1)
+            yield name, np.array(self._tree(part)[parameter])
 
     def load(self, tensors: TensorSource, step: int) -> None:
-        """Replace weights and moments; the step itself comes back with the next scalars."""
-        check_names(state_names(self.spec), tensors)
-        self.params, self.first, self.second = (
-            {param.name: mx.array(take(tensors, f"{part}/{param.name}", param.shape)) for param in self.spec.params()}
-            for part in ("model", *MOMENTS)
-        )
+        """Replace weights and slots; the step itself comes back with the next scalars."""
+        check_names(self.state_names, tensors)
+        for name, shape in self.state_names:
+            part, parameter = name.split("/", 1)
+            self._tree(part)[parameter] = mx.array(take(tensors, name, shape))
 
-    def _summed_nats(self, params: Tree, inputs_BT: mx.array, targets_BT: mx.array, scale: mx.array) -> mx.array:
-        return token_nats(self._filled_model(params)(inputs_BT), targets_BT).sum() * scale
+    def _tree(self, part: str) -> Tree:
+        return self.params if part == WEIGHTS else self.slots[part]
+
+    def _summed_nats(
+        self, params: Tree, inputs_BT: mx.array, targets_BT: mx.array, keys_B: mx.array, scale: mx.array
+    ) -> mx.array:
+        return token_nats(self._filled_model(params)(inputs_BT, keys_B), targets_BT).sum() * scale
 
     def _filled_model(self, params: Tree) -> Model:
         # A new module each time, which costs no arrays (they are lazy): a shared one would keep old weights alive,

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx import nn
 
 from sconce.spec import ModelSpec
+from sconce_mlx.dropout import drop
 
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": lambda x: mx.square(mx.maximum(x, 0))}
 
@@ -61,7 +62,7 @@ def make_norm(spec: ModelSpec) -> nn.Module:
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, q_size, spec.attention_bias)
@@ -72,6 +73,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.rope_theta = spec.rope_theta
         self.head_dim = spec.head_dim
+        self.dropout = spec.attn_dropout
+        self.layer = layer
 
     def project(self, x_BTH: mx.array, offset: int) -> tuple[mx.array, mx.array, mx.array]:
         """Queries (B, N, T, D), keys and values (B, K, T, D); the first token stands at position `offset`."""
@@ -94,9 +97,20 @@ class Attention(nn.Module):
         scale = self.head_dim**-0.5
         return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKTD, v_BKTD, scale=scale, mask="causal")
 
-    def __call__(self, x_BTH: mx.array) -> mx.array:
+    def __call__(self, x_BTH: mx.array, keys_B: mx.array | None) -> mx.array:
         q, k, v = self.project(x_BTH, offset=0)
+        if keys_B is not None and self.dropout > 0:
+            return self.merge(self._attend_dropped(q, k, v, keys_B))
         return self.merge(self.attend(q, k, v))
+
+    def _attend_dropped(self, q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, keys_B: mx.array) -> mx.array:
+        """Attention with dropped probabilities: the fused kernel drops none, so the scores are made in full."""
+        groups = q_BNTD.shape[1] // k_BKTD.shape[1]
+        k_BNTD, v_BNTD = (mx.repeat(x, groups, axis=1) for x in (k_BKTD, v_BKTD))
+        scores_BNTT = (q_BNTD * self.head_dim**-0.5) @ k_BNTD.swapaxes(2, 3)
+        past_TT = mx.tri(*scores_BNTT.shape[2:], dtype=mx.bool_)
+        probs_BNTT = mx.softmax(mx.where(past_TT, scores_BNTT.astype(mx.float32), float("-inf")), axis=-1)
+        return drop(probs_BNTT, self.dropout, keys_B, self.layer, "attention").astype(v_BNTD.dtype) @ v_BNTD
 
 
 class MLP(nn.Module):
@@ -119,16 +133,20 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
-        self.self_attn = Attention(spec)
+        self.self_attn = Attention(spec, layer)
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
+        self.dropout = spec.residual_dropout
+        self.layer = layer
 
-    def __call__(self, x: mx.array) -> mx.array:
-        x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def __call__(self, x: mx.array, keys_B: mx.array | None) -> mx.array:
+        branch = self.self_attn(self.input_layernorm(x), keys_B)
+        x = x + drop(branch, self.dropout, keys_B, self.layer, "attention_output")
+        branch = self.mlp(self.post_attention_layernorm(x))
+        return x + drop(branch, self.dropout, keys_B, self.layer, "mlp_output")
 
 
 class Trunk(nn.Module):
@@ -137,7 +155,7 @@ class Trunk(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = [Block(spec) for _ in range(spec.num_layers)]
+        self.layers = [Block(spec, layer) for layer in range(spec.num_layers)]
         self.norm = make_norm(spec)
 
 
@@ -162,8 +180,9 @@ class Model(nn.Module):
             return x @ self.model.embed_tokens.weight.astype(x.dtype).T
         return self.lm_head(x)
 
-    def __call__(self, tokens_BT: mx.array) -> mx.array:
+    def __call__(self, tokens_BT: mx.array, keys_B: mx.array | None = None) -> mx.array:
+        """`keys_B` are the rows' dropout keys in training; without them nothing is dropped."""
         x = self.embed(tokens_BT)
         for block in self.model.layers:
-            x = block(x)
+            x = block(x, keys_B)
         return self.head(x)

@@ -1,19 +1,23 @@
-"""`OptimSpec` in MLX: AdamW as a pure function of arrays, so that the whole update compiles."""
+"""`OptimSpec` in MLX: the whole update as a pure function of arrays, so that it compiles."""
+
+import math
 
 import mlx.core as mx
 
-from sconce.optim import OptimSpec
+from sconce.optim import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_EPS, NEWTON_SCHULZ_ROUNDS, OptimSpec
 from sconce.spec import ModelSpec
 
 Tree = dict[str, mx.array]
 
 
-class AdamW:
-    """AdamW over named parameters; moments are float32 whatever the compute dtype."""
+class Optimizer:
+    """The rule of each parameter. The slots it remembers are float32 whatever the compute dtype."""
 
     def __init__(self, spec: ModelSpec, optim: OptimSpec) -> None:
         self.optim = optim
-        self.decay = {param.name: optim.decay(param) for param in spec.params()}
+        self.params = {param.name: param for param in spec.params()}
+        self.rules = {"adam_w": self._adam_w, "adam": self._adam, "sgd": self._sgd, "lion": self._lion}
+        self.rules["muon"] = self._muon
 
     def scalars(self, learning_rate: float, t: int) -> list[float]:
         """What `update` needs of step `t` (from 1): the rate and both bias corrections, 1 - beta^t.
@@ -23,26 +27,72 @@ class AdamW:
         return [learning_rate, 1 - self.optim.beta1**t, 1 - self.optim.beta2**t]
 
     def update(
-        self, params: Tree, first: Tree, second: Tree, grads: Tree, scalars: mx.array
-    ) -> tuple[Tree, Tree, Tree, mx.array]:
+        self, params: Tree, slots: dict[str, Tree], grads: Tree, scalars: mx.array
+    ) -> tuple[Tree, dict[str, Tree], mx.array]:
         """Clip, then update; `scalars` holds what the method of that name returned.
 
-        Returns new parameters, new moments and the norm before clipping. Nothing changes if it is not finite.
+        `slots` are arrays by slot and parameter. Returns new parameters, new slots and the norm before clipping.
+        Nothing changes if it is not finite.
         """
-        learning_rate, correct1, correct2 = scalars
         norm = mx.sqrt(sum((mx.sum(mx.square(grad)) for grad in grads.values()), mx.array(0.0)))
         finite = mx.isfinite(norm)
-        limit = self.optim.max_grad_norm or float("inf")
-        scale = mx.maximum((norm + 1e-6) / limit, 1.0)
-        beta1, beta2 = self.optim.beta1, self.optim.beta2
-        new_params, new_first, new_second = Tree(), Tree(), Tree()
+        scale = mx.maximum((norm + 1e-6) / (self.optim.max_grad_norm or float("inf")), 1.0)
+        new_params: Tree = {}
+        new_slots: dict[str, Tree] = {slot: {} for slot in slots}
         for name, param in params.items():
-            grad = grads[name] / scale
-            m = beta1 * first[name] + (1 - beta1) * grad
-            v = beta2 * second[name] + (1 - beta2) * mx.square(grad)
-            direction = (m / correct1) / (mx.sqrt(v / correct2) + self.optim.eps)
-            updated = param * (1 - learning_rate * self.decay[name]) - learning_rate * direction
+            spec = self.params[name]
+            held = [slots[slot][name] for slot in self.optim.slots(spec)]
+            rule = self.rules[self.optim.rule(spec)]
+            updated, *new = rule(param, grads[name] / scale, self.optim.decay(spec), scalars, *held)
             new_params[name] = mx.where(finite, updated, param)
-            new_first[name] = mx.where(finite, m, first[name])
-            new_second[name] = mx.where(finite, v, second[name])
-        return new_params, new_first, new_second, norm
+            for slot, before, after in zip(self.optim.slots(spec), held, new, strict=True):
+                new_slots[slot][name] = mx.where(finite, after, before)
+        return new_params, new_slots, norm
+
+    def _adam_w(
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array, v: mx.array
+    ) -> tuple[mx.array, ...]:
+        lr, correct1, correct2 = scalars
+        beta1, beta2 = self.optim.beta1, self.optim.beta2
+        m = beta1 * m + (1 - beta1) * grad
+        v = beta2 * v + (1 - beta2) * mx.square(grad)
+        direction = (m / correct1) / (mx.sqrt(v / correct2) + self.optim.eps)
+        return param * (1 - lr * decay) - lr * direction, m, v
+
+    def _adam(
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array, v: mx.array
+    ) -> tuple[mx.array, ...]:
+        return self._adam_w(param, grad + decay * param, 0.0, scalars, m, v)
+
+    def _sgd(
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array
+    ) -> tuple[mx.array, ...]:
+        m = self.optim.momentum * m + grad + decay * param
+        return param - scalars[0] * m, m
+
+    def _lion(
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array
+    ) -> tuple[mx.array, ...]:
+        beta1, beta2 = self.optim.beta1, self.optim.beta2
+        direction = mx.sign(beta1 * m + (1 - beta1) * grad)
+        return param * (1 - scalars[0] * decay) - scalars[0] * direction, beta2 * m + (1 - beta2) * grad
+
+    def _muon(
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array
+    ) -> tuple[mx.array, ...]:
+        lr, momentum = scalars[0], self.optim.momentum
+        m = momentum * m + (1 - momentum) * grad
+        direction = newton_schulz(momentum * m + (1 - momentum) * grad) * (MUON_RMS * math.sqrt(max(param.shape)))
+        return param * (1 - lr * decay) - lr * direction, m
+
+
+def newton_schulz(matrix: mx.array) -> mx.array:
+    """The nearest semi-orthogonal matrix, roughly: singular values come to lie between 0.7 and 1.2. Float32."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / mx.maximum(mx.sqrt(mx.sum(mx.square(x))), NEWTON_SCHULZ_EPS)
+    for _ in range(NEWTON_SCHULZ_ROUNDS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.T if tall else x

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sconce.backend import (
-    MOMENTS,
+    WEIGHTS,
     Batch,
     ComputeOptions,
     StepMetrics,
@@ -18,12 +18,13 @@ from sconce.backend import (
     state_names,
     take,
 )
+from sconce.dropout import row_keys
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.decode import TorchDecoder
 from sconce_torch.loss import token_nats
 from sconce_torch.model import Model
-from sconce_torch.optim import AdamW
+from sconce_torch.optim import Optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,8 +72,10 @@ class TorchLearner:
             self.model = Model(spec, DTYPES[run.precision])
         self.params = dict(self.model.named_parameters())
         check_names([(param.name, param.shape) for param in spec.params()], weights)
-        self._set_weights(weights, prefix="")
-        self.optim = AdamW(spec, optim, self.params)
+        for param in spec.params():
+            self.params[param.name].detach().copy_(torch.from_numpy(take(weights, param.name, param.shape)))
+        self.state_names = state_names(spec, optim)
+        self.optim = Optimizer(spec, optim, self.params)
         compiled = run.compile if run.compile is not None else device.type == "cuda"
         self._summed_nats = torch.compile(self._sum_nats, dynamic=False) if compiled else self._sum_nats
 
@@ -82,8 +85,11 @@ class TorchLearner:
         for param in self.params.values():
             param.grad = None
         loss = torch.zeros((), device=self.device)
+        first_row = 0
         for batch in batches:
-            part = self._summed_nats(self._put(batch.inputs), self._put(batch.targets)) / tokens
+            keys_B = self._put_keys(row_keys(scalars.seed, scalars.step, first_row, len(batch.inputs)))
+            first_row += len(batch.inputs)
+            part = self._summed_nats(self._put(batch.inputs), self._put(batch.targets), keys_B) / tokens
             part.backward()
             loss += part.detach()
         norm = self.optim.update(scalars.learning_rate)
@@ -100,39 +106,29 @@ class TorchLearner:
         return TorchDecoder(self.model, self.spec, rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Weights, then first, then second moments, as float32 on the host."""
-        for param in self.spec.params():
-            yield f"model/{param.name}", self.params[param.name].detach().cpu().numpy()
-        for index, part in enumerate(MOMENTS):
-            for param in self.spec.params():
-                yield f"{part}/{param.name}", self.optim.moments(param.name)[index].cpu().numpy()
+        """Weights, then slots, as float32 on the host."""
+        for name, _ in self.state_names:
+            yield name, self._tensor(name).cpu().numpy()
 
     def load(self, tensors: TensorSource, step: int) -> None:
-        """Replace weights and moments, as they were after `step` updates."""
-        check_names(state_names(self.spec), tensors)
-        self._set_weights(tensors, prefix="model/")
-        moments = {
-            param.name: (
-                self._copy(tensors, f"adam_m/{param.name}", param.shape),
-                self._copy(tensors, f"adam_v/{param.name}", param.shape),
-            )
-            for param in self.spec.params()
-        }
-        self.optim.restore(moments, step)
+        """Replace weights and slots, as they were after `step` updates."""
+        check_names(self.state_names, tensors)
+        for name, shape in self.state_names:
+            self._tensor(name).copy_(torch.from_numpy(take(tensors, name, shape)))
+        self.optim.set_step(step)
 
-    def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return token_nats(self.model(inputs_BT), targets_BT).sum()
+    def _tensor(self, name: str) -> Tensor:
+        part, parameter = name.split("/", 1)
+        return self.params[parameter].detach() if part == WEIGHTS else self.optim.slots[parameter][part]
 
-    def _set_weights(self, tensors: TensorSource, prefix: str) -> None:
-        with torch.no_grad():
-            for param in self.spec.params():
-                self.params[param.name].copy_(self._copy(tensors, prefix + param.name, param.shape))
-
-    def _copy(self, tensors: TensorSource, name: str, shape: tuple[int, ...]) -> Tensor:
-        return torch.tensor(take(tensors, name, shape), device=self.device)
+    def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor, keys_B: Tensor) -> Tensor:
+        return token_nats(self.model(inputs_BT, keys_B), targets_BT).sum()
 
     def _put(self, tokens: NDArray[np.int32]) -> Tensor:
         host = torch.from_numpy(tokens.astype(np.int64))
         if self.device.type == "cuda":
             return host.pin_memory().to(self.device, non_blocking=True)
         return host
+
+    def _put_keys(self, keys_B: NDArray[np.uint32]) -> Tensor:
+        return torch.from_numpy(keys_B.view(np.int32)).to(self.device)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sconce.spec import ModelSpec
+from sconce_torch.dropout import drop
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x).square()}
 
@@ -81,7 +82,7 @@ class Rope(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, q_size, spec.attention_bias)
@@ -92,6 +93,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.rope = Rope(spec)
         self.head_dim = spec.head_dim
+        self.dropout = spec.attn_dropout
+        self.layer = layer
 
     def project(self, x_BTH: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, N, T, D), keys and values (B, K, T, D); the first token stands at position `offset`."""
@@ -105,9 +108,20 @@ class Attention(nn.Module):
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.transpose(1, 2).flatten(2))
 
-    def forward(self, x_BTH: Tensor) -> Tensor:
+    def forward(self, x_BTH: Tensor, keys_B: Tensor | None) -> Tensor:
         q, k, v = self.project(x_BTH, offset=0)
+        if keys_B is not None and self.dropout > 0:
+            return self.merge(self._attend_dropped(q, k, v, keys_B))
         return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+
+    def _attend_dropped(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, keys_B: Tensor) -> Tensor:
+        """Attention with dropped probabilities: the fused kernels draw their own, so the scores are made in full."""
+        groups = q_BNTD.shape[1] // k_BKTD.shape[1]
+        k_BNTD, v_BNTD = (x.repeat_interleave(groups, dim=1) for x in (k_BKTD, v_BKTD))
+        scores_BNTT = (q_BNTD * self.head_dim**-0.5) @ k_BNTD.transpose(2, 3)
+        future_TT = torch.ones(scores_BNTT.shape[2:], dtype=torch.bool, device=q_BNTD.device).triu(1)
+        probs_BNTT = scores_BNTT.float().masked_fill(future_TT, float("-inf")).softmax(dim=-1)
+        return drop(probs_BNTT, self.dropout, keys_B, self.layer, "attention").to(v_BNTD.dtype) @ v_BNTD
 
 
 class MLP(nn.Module):
@@ -130,16 +144,20 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
-        self.self_attn = Attention(spec)
+        self.self_attn = Attention(spec, layer)
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
+        self.dropout = spec.residual_dropout
+        self.layer = layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x))
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def forward(self, x: Tensor, keys_B: Tensor | None) -> Tensor:
+        branch = self.self_attn(self.input_layernorm(x), keys_B)
+        x = x + drop(branch, self.dropout, keys_B, self.layer, "attention_output")
+        branch = self.mlp(self.post_attention_layernorm(x))
+        return x + drop(branch, self.dropout, keys_B, self.layer, "mlp_output")
 
 
 class Trunk(nn.Module):
@@ -148,7 +166,7 @@ class Trunk(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec) for _ in range(spec.num_layers))
+        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_layers))
         self.norm = make_norm(spec)
 
 
@@ -173,8 +191,9 @@ class Model(nn.Module):
             return F.linear(x, self.model.embed_tokens.weight.to(x.dtype))
         return self.lm_head(x)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
+        """`keys_B` are the rows' dropout keys in training; without them nothing is dropped."""
         x = self.embed(tokens_BT)
         for block in self.model.layers:
-            x = block(x)
+            x = block(x, keys_B)
         return self.head(x)

@@ -1,53 +1,114 @@
-"""`OptimSpec` in PyTorch: torch's own AdamW, grouped by decay."""
+"""`OptimSpec` in PyTorch: torch's fused Adam where that is the rule, the others spelled out."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
-from sconce.optim import OptimSpec
-from sconce.spec import ModelSpec
+from sconce.optim import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_EPS, NEWTON_SCHULZ_ROUNDS, OptimSpec
+from sconce.spec import ModelSpec, ParamSpec
+
+FUSED = ("adam_w", "adam")
 
 
-class _FusedAdamW(torch.optim.AdamW):
+class _FusedAdam(torch.optim.Adam):
     """Declares the two inputs that torch's fused kernel reads from its optimizer under loss scaling."""
 
     grad_scale: Tensor
     found_inf: Tensor
 
 
-class AdamW:
-    """AdamW over named parameters; moments are float32 whatever the compute dtype."""
+class Optimizer:
+    """The rule of each parameter. The slots it remembers are float32 whatever the compute dtype."""
 
     def __init__(self, spec: ModelSpec, optim: OptimSpec, params: dict[str, nn.Parameter]) -> None:
-        self.max_grad_norm = optim.max_grad_norm
+        self.optim = optim
         self.params = params
-        by_decay: dict[float, list[nn.Parameter]] = {}
-        for param in spec.params():
-            by_decay.setdefault(optim.decay(param), []).append(params[param.name])
-        groups = [{"params": group, "weight_decay": decay} for decay, group in by_decay.items()]
-        self.adamw = _FusedAdamW(groups, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
-        self.restore({name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in params.items()}, step=0)
+        self.slots = {
+            param.name: {slot: torch.zeros_like(params[param.name]) for slot in optim.slots(param)}
+            for param in spec.params()
+        }
+        fused = [param for param in spec.params() if optim.rule(param) in FUSED]
+        self.adam = self._fused_adam(fused) if fused else None
+        self.rules = {"sgd": self._sgd, "lion": self._lion, "muon": self._muon}
+        self.others = [param for param in spec.params() if optim.rule(param) not in FUSED]
 
     def update(self, learning_rate: float) -> Tensor:
         """Clip, then update from the gradients; returns the norm before clipping, on the device."""
         grads = [param.grad for param in self.params.values() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
-        # The fused kernel divides by grad_scale, which saves a pass over the gradients, and skips the update when
-        # found_inf is 1: a non-finite norm changes nothing, and the host does not wait to find out.
-        limit = self.max_grad_norm or float("inf")
-        self.adamw.grad_scale = ((norm + 1e-6) / limit).clamp(min=1.0)
-        self.adamw.found_inf = (~norm.isfinite()).float()
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
-        self.adamw.step()
+        scale = ((norm + 1e-6) / (self.optim.max_grad_norm or float("inf"))).clamp(min=1.0)
+        finite = norm.isfinite()
+        if self.adam is not None:
+            # The fused kernel divides by grad_scale, which saves a pass over the gradients, and skips the update when
+            # found_inf is 1: a non-finite norm changes nothing, and the host does not wait to find out.
+            self.adam.grad_scale = scale
+            self.adam.found_inf = (~finite).float()
+            for group in self.adam.param_groups:
+                group["lr"] = learning_rate
+            self.adam.step()
+        with torch.no_grad():
+            for param in self.others:
+                self._update_one(param, learning_rate, scale, finite)
         return norm
 
-    def moments(self, name: str) -> tuple[Tensor, Tensor]:
-        """First and second moment of one parameter."""
-        state = self.adamw.state[self.params[name]]
-        return state["exp_avg"], state["exp_avg_sq"]
+    def set_step(self, step: int) -> None:
+        """Go on as after `step` updates; the slots are set by whoever calls this."""
+        if self.adam is not None:
+            for state in self.adam.state.values():
+                state["step"].fill_(float(step))
 
-    def restore(self, moments: dict[str, tuple[Tensor, Tensor]], step: int) -> None:
-        """Replace all moments, as they were after `step` updates."""
-        for name, (m, v) in moments.items():
-            count = torch.tensor(float(step), device=m.device)
-            self.adamw.state[self.params[name]] = {"step": count, "exp_avg": m, "exp_avg_sq": v}
+    def _fused_adam(self, params: list[ParamSpec]) -> _FusedAdam:
+        optim = self.optim
+        by_decay: dict[float, list[nn.Parameter]] = {}
+        for param in params:
+            by_decay.setdefault(optim.decay(param), []).append(self.params[param.name])
+        groups = [{"params": group, "weight_decay": decay} for decay, group in by_decay.items()]
+        adam = _FusedAdam(
+            groups,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            fused=True,
+            decoupled_weight_decay=optim.algorithm != "adam",
+        )
+        for param in params:
+            weight, slots = self.params[param.name], self.slots[param.name]
+            count = torch.zeros((), device=weight.device)
+            adam.state[weight] = {"step": count, "exp_avg": slots["adam_m"], "exp_avg_sq": slots["adam_v"]}
+        return adam
+
+    def _update_one(self, spec: ParamSpec, lr: float, scale: Tensor, finite: Tensor) -> None:
+        param, slots = self.params[spec.name], self.slots[spec.name]
+        assert param.grad is not None, spec.name
+        rule = self.rules[self.optim.rule(spec)]
+        (held,) = slots.values()
+        updated, new = rule(param, param.grad / scale, self.optim.decay(spec), lr, held)
+        param.copy_(torch.where(finite, updated, param))
+        held.copy_(torch.where(finite, new, held))
+
+    def _sgd(self, param: Tensor, grad: Tensor, decay: float, lr: float, m: Tensor) -> tuple[Tensor, Tensor]:
+        m = self.optim.momentum * m + grad + decay * param
+        return param - lr * m, m
+
+    def _lion(self, param: Tensor, grad: Tensor, decay: float, lr: float, m: Tensor) -> tuple[Tensor, Tensor]:
+        beta1, beta2 = self.optim.beta1, self.optim.beta2
+        direction = (beta1 * m + (1 - beta1) * grad).sign()
+        return param * (1 - lr * decay) - lr * direction, beta2 * m + (1 - beta2) * grad
+
+    def _muon(self, param: Tensor, grad: Tensor, decay: float, lr: float, m: Tensor) -> tuple[Tensor, Tensor]:
+        momentum = self.optim.momentum
+        m = momentum * m + (1 - momentum) * grad
+        direction = newton_schulz(momentum * m + (1 - momentum) * grad) * (MUON_RMS * math.sqrt(max(param.shape)))
+        return param * (1 - lr * decay) - lr * direction, m
+
+
+def newton_schulz(matrix: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly: singular values come to lie between 0.7 and 1.2. Float32."""
+    a, b, c = NEWTON_SCHULZ
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=NEWTON_SCHULZ_EPS)
+    for _ in range(NEWTON_SCHULZ_ROUNDS):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.T if tall else x
