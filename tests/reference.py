@@ -1,9 +1,10 @@
-"""The model and AdamW written out in numpy float64, from the papers: what both backends must equal."""
+"""The model and the optimizers written out in numpy float64, from the papers: what both backends must equal."""
 
 import math
 
 import numpy as np
 
+from sconce.dropout import keep_mask
 from sconce.spec import ModelSpec
 
 
@@ -39,7 +40,17 @@ def rope(x_BNTD, theta: float):
     return out
 
 
-def attention(x, weights, prefix, spec: ModelSpec):
+def drop(x, rate, layer, site, keys):
+    """x (B, ...) with the masks of `sconce.dropout`; `keys` None drops nothing."""
+    if keys is None or rate == 0:
+        return x
+    keep = keep_mask(keys, layer, site, x[0].size, rate).reshape(x.shape)
+    return np.where(keep, x / (1 - rate), 0.0)
+
+
+def attention(x, weights, layer, spec: ModelSpec, keys=None):
+    prefix = f"model.layers.{layer}.self_attn."
+
     def heads(name, norm_name=None):
         y = linear(x, weights, prefix + name).reshape(*x.shape[:2], -1, spec.head_dim)
         if norm_name and spec.qk_norm:
@@ -48,14 +59,18 @@ def attention(x, weights, prefix, spec: ModelSpec):
 
     q, k = rope(heads("q_proj", "q_norm"), spec.rope_theta), rope(heads("k_proj", "k_norm"), spec.rope_theta)
     v = heads("v_proj")
-    out = np.empty((*q.shape[:3], spec.head_dim))
     length = x.shape[1]
+    probs = np.empty((*q.shape[:3], length))
     for head in range(spec.num_heads):
         group = head * spec.num_kv_heads // spec.num_heads
         scores = q[:, head] @ k[:, group].transpose(0, 2, 1) / math.sqrt(spec.head_dim)
         scores[:, np.triu(np.ones((length, length), bool), 1)] = -np.inf
         scores = np.exp(scores - scores.max(-1, keepdims=True))
-        out[:, head] = scores / scores.sum(-1, keepdims=True) @ v[:, group]
+        probs[:, head] = scores / scores.sum(-1, keepdims=True)
+    probs = drop(probs, spec.attn_dropout, layer, "attention", keys)
+    out = np.empty((*q.shape[:3], spec.head_dim))
+    for head in range(spec.num_heads):
+        out[:, head] = probs[:, head] @ v[:, head * spec.num_kv_heads // spec.num_heads]
     return linear(out.transpose(0, 2, 1, 3).reshape(*x.shape[:2], -1), weights, prefix + "o_proj")
 
 
@@ -67,16 +82,17 @@ def mlp(x, weights, prefix, spec: ModelSpec):
     return linear(gate * up, weights, prefix + "down_proj")
 
 
-def logits(spec: ModelSpec, weights, tokens_BT):
-    """Float64 logits (batch, seq, vocab)."""
+def logits(spec: ModelSpec, weights, tokens_BT, keys=None):
+    """Float64 logits (batch, seq, vocab); with the rows' dropout keys, as in training."""
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
     x = weights["model.embed_tokens.weight"][tokens_BT]
     for layer in range(spec.num_layers):
         prefix = f"model.layers.{layer}."
         h = norm(x, weights, prefix + "input_layernorm", spec, spec.norm)
-        x = x + attention(h, weights, prefix + "self_attn.", spec)
+        branch = attention(h, weights, layer, spec, keys)
+        x = x + drop(branch, spec.residual_dropout, layer, "attention_output", keys)
         h = norm(x, weights, prefix + "post_attention_layernorm", spec, spec.norm)
-        x = x + mlp(h, weights, prefix + "mlp.", spec)
+        x = x + drop(mlp(h, weights, prefix + "mlp.", spec), spec.residual_dropout, layer, "mlp_output", keys)
     x = norm(x, weights, "model.norm", spec, spec.norm)
     head = "model.embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
     return x @ weights[head].T
@@ -90,9 +106,36 @@ def token_nats(logits_BTV, targets_BT):
     return np.where(targets_BT >= 0, -picked, 0.0)
 
 
-def adamw(param, m, v, grad, *, t, lr, optim, decay):
+def adamw(param, grad, m, v, *, t, lr, optim, decay):
     """One AdamW update in float64; returns (param, m, v)."""
     m = optim.beta1 * m + (1 - optim.beta1) * grad
     v = optim.beta2 * v + (1 - optim.beta2) * grad**2
     m_hat, v_hat = m / (1 - optim.beta1**t), v / (1 - optim.beta2**t)
     return param * (1 - lr * decay) - lr * m_hat / (np.sqrt(v_hat) + optim.eps), m, v
+
+
+def adam(param, grad, m, v, *, t, lr, optim, decay):
+    return adamw(param, grad + decay * param, m, v, t=t, lr=lr, optim=optim, decay=0.0)
+
+
+def sgd(param, grad, m, *, t, lr, optim, decay):
+    m = optim.momentum * m + grad + decay * param
+    return param - lr * m, m
+
+
+def lion(param, grad, m, *, t, lr, optim, decay):
+    step = np.sign(optim.beta1 * m + (1 - optim.beta1) * grad)
+    return param - lr * (step + decay * param), optim.beta2 * m + (1 - optim.beta2) * grad
+
+
+def muon(param, grad, m, *, t, lr, optim, decay):
+    """The published quintic, on the singular values: an odd matrix polynomial acts on them alone."""
+    m = optim.momentum * m + (1 - optim.momentum) * grad
+    u, s, vt = np.linalg.svd(optim.momentum * m + (1 - optim.momentum) * grad, full_matrices=False)
+    s = s / np.sqrt((s**2).sum())
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return param - lr * (0.2 * math.sqrt(max(param.shape)) * (u * s) @ vt + decay * param), m
+
+
+RULES = {"adam_w": adamw, "adam": adam, "sgd": sgd, "lion": lion, "muon": muon}

@@ -13,8 +13,9 @@ pytestmark = pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both mlx and t
 LR = 1e-3
 
 
-def learners(spec: ModelSpec, weights, precision="fp32", max_grad_norm=1.0):
-    optim, run = OptimSpec(max_grad_norm=max_grad_norm), ComputeOptions(precision=precision)
+def learners(spec: ModelSpec, weights, precision="fp32", max_grad_norm=1.0, algorithm="adam_w"):
+    optim = OptimSpec(algorithm=algorithm, max_grad_norm=max_grad_norm)
+    run = ComputeOptions(precision=precision)
     return [load_backend(name).learner(spec, optim, run, weights) for name in ("mlx", "cpu")]
 
 
@@ -49,15 +50,22 @@ def test_twenty_steps(precision, tolerance):
     np.testing.assert_allclose(run_steps(mlx, spec, 0, 20), run_steps(torch, spec, 0, 20), atol=tolerance)
 
 
+# Lion's sign turns the rounding of a vanishing argument into a whole step of the rate, here 1e-3: few weights, for
+# which the loss hardly differs. The others keep to float32 rounding, which the updates amplify a little.
+WEIGHTS_MAY_DIFFER = {"adam_w": 2e-5, "adam": 2e-5, "sgd": 2e-6, "lion": 2e-2, "muon": 5e-5}
+
+
+@pytest.mark.parametrize("algorithm", WEIGHTS_MAY_DIFFER)
 @pytest.mark.parametrize("first", [0, 1], ids=["mlx to torch", "torch to mlx"])
-def test_a_run_goes_on_in_the_other_backend(first):
-    spec = make_spec(num_kv_heads=2)
+def test_a_run_goes_on_in_the_other_backend(first, algorithm):
+    spec = make_spec(num_kv_heads=2, attn_dropout=0.1, residual_dropout=0.1)
     weights = random_weights(spec, scale=0.2)
-    uninterrupted = learners(spec, weights)[first]
+    uninterrupted = learners(spec, weights, algorithm=algorithm)[first]
     expected = run_steps(uninterrupted, spec, 0, 20)
-    source, target = learners(spec, weights)[first], learners(spec, weights)[1 - first]
+    pair = learners(spec, weights, algorithm=algorithm)
+    source, target = pair[first], pair[1 - first]
     run_steps(source, spec, 0, 10)
     target.load(dict(source.tensors()), step=10)
     np.testing.assert_allclose(run_steps(target, spec, 10, 20), expected[10:], atol=1e-5)
     for (name, x), (_, y) in zip(uninterrupted.tensors(), target.tensors(), strict=True):
-        np.testing.assert_allclose(x, y, atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(x, y, atol=WEIGHTS_MAY_DIFFER[algorithm], err_msg=name)
