@@ -110,6 +110,9 @@ def open_checkpoint(path: Path, verify: bool = True) -> LoadedCheckpoint:
 def load_folder(folder: Path, verify: bool) -> LoadedCheckpoint:
     """The checkpoint in this very folder. Raises DamagedCheckpointError when it is not what was written."""
     record = read_manifest(folder)
+    named = _STEP_FOLDER.fullmatch(folder.name)
+    if named is not None and int(named[1]) != record.step:
+        raise DamagedCheckpointError(f"{folder}: its {MANIFEST} is of step {record.step}")
     for name, file in record.files.items():
         path = folder / name
         if not path.is_file():

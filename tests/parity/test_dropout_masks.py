@@ -11,14 +11,14 @@ KEYS = row_keys(seed=2**40 + 5, step=12_345, first_row=6, count=3)
 
 def torch_mask(shape, layer, site):
     torch = pytest.importorskip("torch", reason="needs torch")
-    from sconce_torch.dropout import drop  # noqa: PLC0415
+    from sconce_torch.dropout import drop
 
     return drop(torch.ones(3, *shape), RATE, torch.from_numpy(KEYS.view(np.int32)), layer, site).numpy()
 
 
 def mlx_mask(shape, layer, site):
     mx = pytest.importorskip("mlx.core", reason="needs mlx")
-    from sconce_mlx.dropout import drop  # noqa: PLC0415
+    from sconce_mlx.dropout import drop
 
     return np.array(drop(mx.ones((3, *shape)), RATE, mx.array(KEYS), layer, site))
 

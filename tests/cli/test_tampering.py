@@ -1,0 +1,251 @@
+"""Ways in which what a run goes on from may be other than what was saved: each stops the run, in one line."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import checkpoints, overrides, records, sconce, write_corpus
+from safetensors.numpy import load_file, save_file
+
+STEP = "step-00000040"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A run with one checkpoint, and a second run of other text and seed to take things from."""
+    home = tmp_path_factory.mktemp("tampering")
+    for name, seed, lines in (("one", 1, 600), ("two", 2, 700)):
+        folder = home / name
+        folder.mkdir()
+        text = write_corpus(folder / "corpus.txt", lines)
+        words = ("tokenizer", "train", "--input", text, "--out", folder / "tokenizer", "--vocab-size", 300)
+        assert sconce(*words).returncode == 0
+        (folder / "run.toml").write_text(
+            f'tokenizer.tokenizer_json = "tokenizer/tokenizer.json"\ndata.train_shards = ["corpus.txt"]\n'
+            f"runtime.seed = {seed}\n"
+        )
+        other = ("tokenizer", "train", "--input", text, "--out", folder / "other", "--vocab-size", 310)
+        assert sconce(*other).returncode == 0
+        done = train(folder, "--stop-at", 40)
+        assert done.returncode == 0, done.stderr
+        assert checkpoints(folder / "run") == [STEP]
+    return home
+
+
+@pytest.fixture
+def place(home, tmp_path):
+    """A copy to tamper with."""
+    shutil.copytree(home / "one", tmp_path / "one")
+    shutil.copytree(home / "two", tmp_path / "two")
+    return tmp_path / "one"
+
+
+def train(folder, *more):
+    return sconce("train", "-c", folder / "run.toml", "--run-dir", folder / "run", "--backend", "cpu", *more, *small())
+
+
+def small():
+    """Trained enough for attention to matter: at first it is uniform, whatever q and k are."""
+    return overrides(
+        "model.num_layers=2",
+        "optimizer.learning_rate=2e-2",
+        "scheduler.total_steps=44",
+        "runtime.log_every_n_steps=1",
+        "runtime.checkpoint.every_n_steps=40",
+        "runtime.checkpoint.save_best=false",
+        "runtime.evaluation.every_n_steps=100",
+    )
+
+
+def sign(folder):
+    """Make a checkpoint's manifest agree with its files again: no hash can tell any more."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    for name, file in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 16
+    path.write_bytes(content)
+
+
+def change_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    sign(folder)
+
+
+def swap(tensors, a, b):
+    tensors[a], tensors[b] = tensors[b], tensors[a]
+
+
+def other_shards(place):
+    """The other run's tokens in place of these, text included, so that they cannot be made again."""
+    shutil.rmtree(place / "run" / "data")
+    shutil.copytree(place.parent / "two" / "run" / "data", place / "run" / "data")
+    shutil.copy(place.parent / "two" / "corpus.txt", place / "corpus.txt")
+
+
+def shards_rewritten_and_vouched_for(place):
+    """One token changed, the shard's hash and the checkpoint's fingerprint made to agree."""
+    folder = place / "run" / "data"
+    tokens = np.fromfile(folder / "train-00000.bin", "<u2")
+    tokens[:] = np.roll(tokens, 1)
+    tokens.tofile(folder / "train-00000.bin")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        shard["bin_sha256"] = hashlib.sha256((folder / f"{shard['name']}.bin").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    facts = [manifest["dtype"], manifest["tokenizer_sha256"]]
+    facts += [f"{shard['split']} {shard['bin_sha256']} {shard['idx_sha256']}" for shard in manifest["shards"]]
+    fingerprint = hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    checkpoint = place / "run" / "checkpoints" / STEP
+    edit(checkpoint / "manifest.json", lambda fields: fields["cursor"].update(fingerprint=fingerprint))
+    sign(checkpoint)
+
+
+def shard_and_text_edited(place):
+    flip(place / "run" / "data" / "train-00000.bin")
+    (place / "corpus.txt").write_text((place / "corpus.txt").read_text().replace("fox", "cat"))
+
+
+def setting_changed_on_both_sides(place):
+    """model.rope_theta in the config, the checkpoint's record of it, and its Hugging Face config."""
+    checkpoint = place / "run" / "checkpoints" / STEP
+    edit(checkpoint / "run.json", lambda fields: fields["model"].update(rope_theta=50.0))
+    sign(checkpoint)
+    with (place / "run.toml").open("a") as file:
+        file.write("model.rope_theta = 50.0\n")
+
+
+def seed_changed_on_both_sides(place):
+    checkpoint = place / "run" / "checkpoints" / STEP
+    edit(checkpoint / "run.json", lambda fields: fields["runtime"].update(seed=9))
+    sign(checkpoint)
+    config = place / "run.toml"
+    config.write_text(config.read_text().replace("seed = 1", "seed = 9"))
+
+
+def renamed(place):
+    (place / "run" / "checkpoints" / STEP).rename(place / "run" / "checkpoints" / "step-00000050")
+
+
+def in_checkpoint(action):
+    return lambda place: action(place / "run" / "checkpoints" / STEP)
+
+
+Q, OUT = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qo")
+UP, OTHER_UP = (f"model.layers.{layer}.mlp.up_proj.weight" for layer in (0, 1))
+
+# What is done to the folder, and what the command must say.
+HASHED = {
+    "a bit of the weights": (in_checkpoint(lambda at: flip(at / "model.safetensors")), "every checkpoint is damaged"),
+    "a bit of the moments": (in_checkpoint(lambda at: flip(at / "optimizer.safetensors")), "content changed"),
+    "weights cut short": (
+        in_checkpoint(lambda at: (at / "model.safetensors").write_bytes(b"x" * 99)),
+        "99 bytes, expected",
+    ),
+    "moments gone": (in_checkpoint(lambda at: (at / "optimizer.safetensors").unlink()), "missing"),
+    "moments of another run": (
+        lambda place: shutil.copy(
+            place.parent / "two" / "run" / "checkpoints" / STEP / "optimizer.safetensors",
+            place / "run" / "checkpoints" / STEP,
+        ),
+        "content changed",
+    ),
+    "a checkpoint's tokenizer edited": (
+        in_checkpoint(lambda at: (at / "tokenizer.json").write_text((at / "tokenizer.json").read_text() + " ")),
+        "bytes, expected",
+    ),
+    "a checkpoint's config edited": (
+        in_checkpoint(lambda at: edit(at / "run.json", lambda fields: fields["optimizer"].update(beta1=0.8))),
+        "run.json",
+    ),
+    "a checkpoint's step edited": (
+        in_checkpoint(lambda at: edit(at / "manifest.json", lambda fields: fields.update(step=41))),
+        "its checksum does not match",
+    ),
+    "a checkpoint renamed": (renamed, "is of step 40"),
+    "the run's tokenizer swapped": (
+        lambda place: shutil.copytree(place / "other", place / "tokenizer", dirs_exist_ok=True),
+        "not the tokenizer this run was trained with",
+    ),
+    "tokens of another run": (other_shards, "not the tokens this run was trained on"),
+    "a shard and its text edited": (shard_and_text_edited, "not the tokens this run was trained on"),
+    "another checkpoint in its place": (
+        lambda place: (
+            shutil.rmtree(place / "run" / "checkpoints"),
+            shutil.copytree(place.parent / "two" / "run" / "checkpoints", place / "run" / "checkpoints"),
+        ),
+        "runtime.seed: 2 in the checkpoint, 1 now",
+    ),
+}
+CERTIFIED = {
+    "weights of another run": (
+        lambda place: (
+            shutil.copy(
+                place.parent / "two" / "run" / "checkpoints" / STEP / "model.safetensors",
+                place / "run" / "checkpoints" / STEP,
+            ),
+            sign(place / "run" / "checkpoints" / STEP),
+        ),
+        "the weights, or what model.* makes of them",
+    ),
+    "two matrices swapped": (in_checkpoint(lambda at: change_tensors(at, lambda t: swap(t, Q, OUT))), "the weights"),
+    "two layers swapped": (
+        in_checkpoint(lambda at: change_tensors(at, lambda t: swap(t, UP, OTHER_UP))),
+        "the weights",
+    ),
+    "one row of the embedding zeroed": (
+        in_checkpoint(lambda at: change_tensors(at, lambda t: t["model.embed_tokens.weight"].__setitem__(104, 0))),
+        "the weights",
+    ),
+    "a norm off by a thousandth": (
+        in_checkpoint(lambda at: change_tensors(at, lambda t: t["model.norm.weight"].__imul__(np.float32(1.001)))),
+        "the weights",
+    ),
+    "a setting changed on both sides": (setting_changed_on_both_sides, "model.* makes of them"),
+    "the seed changed on both sides": (seed_changed_on_both_sides, "the next rows are others"),
+    "tokens shifted and vouched for": (shards_rewritten_and_vouched_for, "hold other tokens"),
+}
+
+
+@pytest.mark.parametrize("way", {**HASHED, **CERTIFIED})
+def test_it_is_caught(place, way):
+    tamper, says = {**HASHED, **CERTIFIED}[way]
+    tamper(place)
+    done = train(place, "--resume")
+    assert done.returncode == 2, done.stdout
+    said = done.stdout + done.stderr
+    assert says in said
+    assert len(done.stderr.splitlines()) == 1
+    assert ("certificate failed" in said) == (way in CERTIFIED)
+    assert max(line["step"] for line in records(place / "run")) == 40
+
+
+def test_what_was_not_tampered_with_goes_on(place):
+    done = train(place, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "certificate: the next micro-batch has the loss it had" in done.stdout
+
+
+def test_without_the_certificate_it_goes_on_and_says_so(place):
+    CERTIFIED["two layers swapped"][0](place)
+    done = train(place, "--resume", "--no-certificate")
+    assert done.returncode == 0, done.stderr
+    assert "certificate: not checked; nothing shows that this is the run that was saved" in done.stdout
