@@ -28,3 +28,8 @@ OverrideOption = Annotated[
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder that the run owns.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")]
+
+
+def chosen_run_dir(option: Path | None, configured: Path | None, config: Path) -> Path:
+    """The run's folder: as the option says, else the config, else named after the config's file."""
+    return option or configured or Path("runs") / config.stem

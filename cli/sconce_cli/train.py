@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from sconce_cli.options import BackendOption, Hardware, JsonOption, OverrideOption, QuietOption, RunDirOption
+from sconce_cli.options import (
+    BackendOption,
+    Hardware,
+    JsonOption,
+    OverrideOption,
+    QuietOption,
+    RunDirOption,
+    chosen_run_dir,
+)
 
 
 def train(
@@ -41,7 +49,7 @@ def train(
     from sconce_cli.summary import report_outcome, train_command
 
     loaded = load_config(config, override or [])
-    folder = RunFolder(run_dir or loaded.runtime.run_dir or Path("runs") / config.stem)
+    folder = RunFolder(chosen_run_dir(run_dir, loaded.runtime.run_dir, config))
     reporter = make_reporter(quiet, as_json)
     outcome = train_config(
         loaded,

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from sconce.backend import TensorSource
 from sconce.checkpoint.record import MANIFEST, Checkpoint, DamagedCheckpointError, read_manifest
 from sconce.checkpoint.stream import MODEL_PREFIX, OPTIMIZER
 from sconce.errors import CheckpointError
@@ -35,6 +34,13 @@ class StoredTensors(Mapping[str, NDArray[np.float32]]):
         with _open(path) as file:
             return file.get_tensor(key)
 
+    def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """Data type, as safetensors spells it, and shape of one tensor, whose values stay unread."""
+        path, key = self._places[name]
+        with _open(path) as file:
+            part = file.get_slice(key)
+            return part.get_dtype(), tuple(part.get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 
@@ -53,11 +59,17 @@ class StoredTensors(Mapping[str, NDArray[np.float32]]):
         return places
 
 
+class _TensorSlice(Protocol):
+    def get_dtype(self) -> str: ...
+    def get_shape(self) -> list[int]: ...
+
+
 class _TensorReader(Protocol):
     """What safetensors' untyped handle does for us."""
 
     def keys(self) -> list[str]: ...
     def get_tensor(self, name: str) -> NDArray[np.float32]: ...
+    def get_slice(self, name: str) -> _TensorSlice: ...
 
 
 def _open(path: Path) -> AbstractContextManager[_TensorReader]:
@@ -72,12 +84,12 @@ class LoadedCheckpoint:
     record: Checkpoint
 
     @property
-    def tensors(self) -> TensorSource:
+    def tensors(self) -> StoredTensors:
         """The whole state, by the names of `state_names`: what a learner resumes from."""
         return StoredTensors({**self._files(MODEL_PREFIX), self.path / OPTIMIZER: ""})
 
     @property
-    def weights(self) -> TensorSource:
+    def weights(self) -> StoredTensors:
         """The model alone, by parameter name: what a learner starts from."""
         return StoredTensors(self._files(""))
 
@@ -104,12 +116,20 @@ def open_checkpoint(path: Path, verify: bool = True) -> LoadedCheckpoint:
     for their newest. Raises CheckpointError when there is none or it is damaged. `verify` off skips the hashes,
     never the sizes.
     """
-    return load_folder(_find_folder(path), verify)
+    return load_folder(find_folder(path), verify)
 
 
 def load_folder(folder: Path, verify: bool) -> LoadedCheckpoint:
     """The checkpoint in this very folder. Raises DamagedCheckpointError when it is not what was written."""
     record = read_manifest(folder)
+    check_sizes(folder, record)
+    if verify:
+        check_hashes(folder, record)
+    return LoadedCheckpoint(folder, record)
+
+
+def check_sizes(folder: Path, record: Checkpoint) -> None:
+    """Raise DamagedCheckpointError for a folder of another step, or the first file missing or not as long as it was."""
     named = _STEP_FOLDER.fullmatch(folder.name)
     if named is not None and int(named[1]) != record.step:
         raise DamagedCheckpointError(f"{folder}: its {MANIFEST} is of step {record.step}")
@@ -119,11 +139,23 @@ def load_folder(folder: Path, verify: bool) -> LoadedCheckpoint:
             raise DamagedCheckpointError(f"{path}: missing")
         if (size := path.stat().st_size) != file.bytes:
             raise DamagedCheckpointError(f"{path}: {size:,} bytes, expected {file.bytes:,}")
-    if verify:
-        for name, file in record.files.items():
-            if sha256_file(folder / name) != file.sha256:
-                raise DamagedCheckpointError(f"{folder / name}: its content changed since it was written")
-    return LoadedCheckpoint(folder, record)
+
+
+def check_hashes(folder: Path, record: Checkpoint) -> None:
+    """Raise DamagedCheckpointError for the first file whose content is not what was written. Reads every byte."""
+    for name, file in record.files.items():
+        if sha256_file(folder / name) != file.sha256:
+            raise DamagedCheckpointError(f"{folder / name}: its content changed since it was written")
+
+
+def newest_intact(folder: Path) -> LoadedCheckpoint | None:
+    """The newest checkpoint in a `checkpoints` folder whose manifest and sizes are right, damaged ones left alone."""
+    for step_folder in step_folders(folder):
+        try:
+            return load_folder(step_folder, verify=False)
+        except DamagedCheckpointError:
+            continue
+    return None
 
 
 def step_folders(folder: Path) -> list[Path]:
@@ -132,6 +164,11 @@ def step_folders(folder: Path) -> list[Path]:
         return []
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def checkpoints_folder(path: Path) -> Path:
+    """The `checkpoints` folder of the run at `path`, which may be that folder itself."""
+    return path / "checkpoints" if (path / "checkpoints").is_dir() else path
 
 
 def pointed_at(pointer: Path) -> Path | None:
@@ -143,7 +180,8 @@ def pointed_at(pointer: Path) -> Path | None:
     return target if target is not None and target.is_dir() else None
 
 
-def _find_folder(path: Path) -> Path:
+def find_folder(path: Path) -> Path:
+    """The step folder that `path` stands for, as in `open_checkpoint`; CheckpointError when there is none."""
     if (path / MANIFEST).is_file():
         return path
     if path.name in POINTERS:
@@ -151,8 +189,7 @@ def _find_folder(path: Path) -> Path:
         if target is None:
             raise CheckpointError(f"{path}: names no checkpoint that is here")
         return target
-    home = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    folders = step_folders(home)
+    folders = step_folders(checkpoints_folder(path))
     if not folders:
         what = "no checkpoint here" if path.is_dir() else "not a folder" if path.exists() else "no such folder"
         raise CheckpointError(f"{path}: {what}; expected a run folder, or a step-… folder with a {MANIFEST}")

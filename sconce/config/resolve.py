@@ -117,8 +117,10 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     data["sequence_length"] = sequence_length(config)
     data["micro_batch_size"] = micro_batch_size(config)
     data["gradient_accumulation_steps"] = config.data.batch_size // micro_batch_size(config)
-    table["optimizer"]["beta2"] = beta2(config)
-    table["optimizer"]["momentum"] = momentum(config)
+    if config.optimizer.algorithm in ("sgd", "muon"):  # elsewhere it is refused
+        table["optimizer"]["momentum"] = momentum(config)
+    if config.optimizer.algorithm != "sgd":
+        table["optimizer"]["beta2"] = beta2(config)
     return table
 
 

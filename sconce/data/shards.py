@@ -7,8 +7,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +70,15 @@ class Manifest:
     sources: list[SourceRecord]
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentSpan:
+    """Document `index` of its split, counted from 0: tokens start .. end - 1 of the split, its EOS the last."""
+
+    index: int
+    start: int
+    end: int
+
+
 class TokenStore:
     """One split: its shards, memory-mapped, as a single sequence of tokens."""
 
@@ -81,6 +91,8 @@ class TokenStore:
             np.memmap(folder / f"{shard.name}.bin", little_endian, mode="r") for shard in shards
         ]
         self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
+        self._index_files = [folder / f"{shard.name}.idx" for shard in shards]
+        self._document_ends = np.cumsum([shard.documents for shard in shards], dtype=np.int64)
 
     def read(self, start: int, count: int) -> NDArray[np.int32]:
         """A copy of tokens start .. start + count - 1, (count,)."""
@@ -95,6 +107,30 @@ class TokenStore:
             tokens[done : done + len(piece)] = piece
             done += len(piece)
         return tokens
+
+    def documents(self, start: int, count: int) -> Iterator[DocumentSpan]:
+        """The documents that tokens start .. start + count - 1 are of, in order; found by bisection."""
+        assert 0 <= start < start + count <= self.num_tokens, f"tokens {start}+{count} of {self.num_tokens}"
+        at = start
+        while at < start + count:
+            span = self._document_at(at)
+            yield span
+            at = span.end
+
+    def _document_at(self, token: int) -> DocumentSpan:
+        shard = int(np.searchsorted(self._ends, token, side="right"))
+        starts, size = self._document_starts[shard], len(self._arrays[shard])
+        first = int(self._ends[shard]) - size
+        # A key of another type would make searchsorted convert, and so read, the whole file.
+        local = int(np.searchsorted(starts, np.uint64(token - first), side="right")) - 1
+        end = int(starts[local + 1]) if local + 1 < len(starts) else size
+        before = int(self._document_ends[shard]) - len(starts)
+        return DocumentSpan(before + local, first + int(starts[local]), first + end)
+
+    @cached_property
+    def _document_starts(self) -> list[NDArray[np.uint64]]:
+        """Of each shard, in tokens from its start; mapped when first asked for, since training never does."""
+        return [np.memmap(path, np.dtype("<u8"), mode="r") for path in self._index_files]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

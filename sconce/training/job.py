@@ -25,8 +25,9 @@ def train_config(
     with folder.locked():
         run = open_run(config, folder, hardware=hardware, resume=resume, reporter=reporter)
         if run.resumed_from is not None:
-            unchecked = "certificate: not checked; nothing shows that this is the run that was saved"
-            reporter.say(check_certificate(run, run.resumed_from) if certificate else unchecked)
+            unchecked = "not checked; nothing shows that this is the run that was saved"
+            found = check_certificate(run.witness, run.resumed_from) if certificate else unchecked
+            reporter.say(f"certificate: {found}")
         elif resume:
             reporter.say(f"no checkpoint in {folder.checkpoints}: starting at step 0")
         return train(run, stop_at)

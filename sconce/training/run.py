@@ -11,19 +11,30 @@ from pathlib import Path
 from sconce.backend import Backend, ComputeOptions, DeviceInfo, Hardware, Learner, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.store import CheckpointStore
-from sconce.config import RunConfig, beta2, differences, model_spec, momentum, sequence_length, to_json
+from sconce.config import (
+    RunConfig,
+    beta2,
+    differences,
+    micro_batch_size,
+    model_spec,
+    momentum,
+    sequence_length,
+    to_json,
+)
 from sconce.data.batches import NO_ROWS, num_rows
 from sconce.data.corpus import Corpus
 from sconce.data.order import TrainOrder
 from sconce.data.prepare import is_current, prepare
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import CheckpointError, ConfigError, DataError
+from sconce.files import write_json
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
 from sconce.optim import OptimSpec
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
+from sconce.training.certificate import Witness
 from sconce.training.metrics import Reporter
 
 
@@ -37,6 +48,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Step folders, LATEST and BEST."""
         return self.root / "checkpoints"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config that the run was last opened with."""
+        return self.root / "run.json"
 
     @property
     def metrics(self) -> Path:
@@ -94,6 +110,19 @@ class Run:
     rows_sha256: str
     resumed_from: LoadedCheckpoint | None
 
+    @property
+    def witness(self) -> Witness:
+        """What certifies the run as it stands."""
+        return Witness(
+            learner=self.learner,
+            device=self.backend.device(),
+            precision=self.config.runtime.precision,
+            tokens=self.tokens.train,
+            order=self.order,
+            seq_len=sequence_length(self.config),
+            micro_batch_size=micro_batch_size(self.config),
+        )
+
 
 def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume: bool, reporter: Reporter) -> Run:
     """Load or prepare everything, at step 0 or where the newest intact checkpoint stands.
@@ -126,6 +155,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     )
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
+    write_json(folder.config, to_json(config))
     run = Run(
         config=config,
         folder=folder,
@@ -243,19 +273,24 @@ def corpus_of(config: RunConfig) -> Corpus:
     )
 
 
+def shards_folder(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Path:
+    """Where the run's token shards are, or will be."""
+    if config.data.cache_dir is None:
+        return folder.root / "data"
+    key = hashlib.sha256(repr((tokenizer.sha256, corpus_of(config))).encode()).hexdigest()
+    return config.data.cache_dir / key[:16]  # several runs may share a cache, each corpus has its own place
+
+
 def _open_tokens(
     config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None, reporter: Reporter
 ) -> TokenData:
     """The run's token shards: those it began with if they are intact, else made of its text."""
-    corpus, place = corpus_of(config), folder.root / "data"
-    if config.data.cache_dir is not None:
-        key = hashlib.sha256(repr((tokenizer.sha256, corpus)).encode()).hexdigest()
-        place = config.data.cache_dir / key[:16]  # several runs may share a cache, each corpus has its own place
+    corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
     tokens = _own_tokens(place, loaded)
     if tokens is None:
         announce = _Announcer(reporter, time.monotonic)
         tokens = prepare(corpus, tokenizer, place, progress=announce, say=reporter.say)
-        _check_same_tokens(tokens, loaded)
+        check_same_tokens(tokens, loaded)
     elif not is_current(corpus, tokenizer, place):
         reporter.say("note: the text has changed since this run began; the run goes on with the tokens it began with")
     reporter.say(
@@ -291,7 +326,8 @@ class _Announcer:
             self._reporter.say(f"data: {done / max(total, 1):.0%} of {total / 1e6:,.0f} MB read, {rate:.1f} MB/s")
 
 
-def _check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
+def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
+    """Raise CheckpointError if the checkpoint's run, should there be one, was trained on other tokens."""
     if loaded is not None and loaded.record.cursor.get("fingerprint") != tokens.fingerprint:
         raise CheckpointError(
             f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "

@@ -30,7 +30,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
             "rows_sha256": run.rows_sha256,
         },
         best=run.best,
-        certificate=certify(run),
+        certificate=certify(run.witness, run.step),
         backend=run.backend.name,
         precision=run.config.runtime.precision,
         versions={

@@ -249,3 +249,22 @@ def test_without_the_certificate_it_goes_on_and_says_so(place):
     done = train(place, "--resume", "--no-certificate")
     assert done.returncode == 0, done.stderr
     assert "certificate: not checked; nothing shows that this is the run that was saved" in done.stdout
+
+
+def test_verify_deep_reproduces_the_certificate(place):
+    path = place / "run" / "checkpoints" / STEP
+    done = sconce("checkpoint", "verify", path, "--deep", "--backend", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "certificate the next micro-batch has the loss it had" in done.stdout
+    CERTIFIED["one row of the embedding zeroed"][0](place)
+    assert sconce("checkpoint", "verify", path).returncode == 0, "no hash can tell"
+    done = sconce("checkpoint", "verify", path, "--deep", "--backend", "cpu")
+    assert done.returncode == 2
+    assert "certificate failed" in done.stderr
+
+
+def test_verify_deep_without_the_tokens_says_so(place):
+    shutil.rmtree(place / "run" / "data")
+    done = sconce("checkpoint", "verify", place / "run" / "checkpoints" / STEP, "--deep", "--backend", "cpu")
+    assert done.returncode == 2
+    assert "not the token shards of this checkpoint's run" in done.stderr

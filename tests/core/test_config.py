@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sconce.config import (
+    config_from,
     differences,
     dump_toml,
     load_config,
@@ -327,3 +328,14 @@ def test_the_reference_page_is_that_of_the_schema():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_shipped_config_loads(path):
     assert load_config(path).scheduler.total_steps
+
+
+@pytest.mark.parametrize("algorithm", ["adam_w", "adam", "sgd", "lion", "muon"])
+def test_a_resolved_config_is_a_config(algorithm):
+    """What a checkpoint keeps can be loaded again and means the same."""
+    config = config_from({**MINIMAL, "optimizer": {"algorithm": algorithm}}, "here", [])
+    resolved = to_json(config)
+    assert to_json(config_from(resolved, "there", [])) == resolved
+    assert resolved["optimizer"]["momentum"] == {"sgd": 0.9, "muon": 0.95}.get(algorithm)
+    expected = {"sgd": None, "lion": 0.99}.get(algorithm, 0.95)
+    assert resolved["optimizer"]["beta2"] == expected

@@ -1,0 +1,82 @@
+"""Finding what a run trains on, from its folder alone or from its config, for `sconce data show`."""
+
+from pathlib import Path
+
+from sconce.checkpoint.load import LoadedCheckpoint, newest_intact
+from sconce.config import RunConfig, config_from, sequence_length
+from sconce.config.read import read_table
+from sconce.data.prepare import is_current, prepare
+from sconce.data.shards import TokenData, open_tokens
+from sconce.data.show import StepReader
+from sconce.errors import CheckpointError, DataError
+from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
+from sconce.training.run import RunFolder, check_same_run, check_same_tokens, corpus_of, shards_folder
+
+
+def reader_of_run(folder: RunFolder) -> StepReader:
+    """What the run in `folder` trains on, from its shards; the text they were made of need not be there.
+
+    Raises CheckpointError when it is no run's folder, DataError when its shards or tokenizer are gone.
+    """
+    loaded = newest_intact(folder.checkpoints)
+    if loaded is not None:
+        config = config_from(loaded.run_config, str(loaded.path / "run.json"))
+    elif folder.config.is_file():
+        config = config_from(read_table(folder.config), str(folder.config))
+    else:
+        raise CheckpointError(f"{folder.root}: no run here: neither a checkpoint nor {folder.config.name}")
+    tokenizer = load_tokenizer(_tokenizer_path(config, folder, loaded))
+    place = shards_folder(config, folder, tokenizer)
+    tokens = shards_there(place, tokenizer, loaded)
+    if tokens is None:
+        raise DataError(
+            f"{place}: not the token shards this run trains on: give its config file instead, which makes them of "
+            "the text"
+        )
+    return _reader(config, tokenizer, tokens)
+
+
+def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
+    """What training `config` in `folder` trains on, or would; its text becomes shards there if it is not yet.
+
+    Raises as `open_run` does for a config that is not the folder's run's.
+    """
+    assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
+    tokenizer = load_tokenizer(config.tokenizer.tokenizer_json)
+    loaded = newest_intact(folder.checkpoints)
+    if loaded is not None:
+        check_same_run(config, tokenizer, loaded)
+    corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
+    tokens = shards_there(place, tokenizer, loaded)
+    if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
+        tokens = prepare(corpus, tokenizer, place)
+        check_same_tokens(tokens, loaded)
+    return _reader(config, tokenizer, tokens)
+
+
+def _tokenizer_path(config: RunConfig, folder: RunFolder, loaded: LoadedCheckpoint | None) -> Path:
+    if loaded is not None:
+        return loaded.path / "tokenizer.json"
+    path = config.tokenizer.tokenizer_json
+    assert path is not None, "a config without it is refused"
+    return path if path.is_file() else folder.root / "tokenizer" / "tokenizer.json"  # the folder may have moved
+
+
+def shards_there(place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None) -> TokenData | None:
+    """The shards in `place`, their content unread, if they are of this tokenizer and of the checkpoint's run."""
+    try:
+        tokens = open_tokens(place, verify=False)
+    except DataError:
+        return None
+    same_run = loaded is None or loaded.record.cursor.get("fingerprint") == tokens.fingerprint
+    return tokens if same_run and tokens.tokenizer_sha256 == tokenizer.sha256 else None
+
+
+def _reader(config: RunConfig, tokenizer: Tokenizer, tokens: TokenData) -> StepReader:
+    return StepReader(
+        data=tokens,
+        tokenizer=tokenizer,
+        batch_size=config.data.batch_size,
+        sequence_length=sequence_length(config),
+        seed=config.runtime.seed,
+    )
