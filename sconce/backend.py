@@ -130,6 +130,10 @@ class Backend(Protocol):
         """What hardware this backend runs on."""
         ...
 
+    def facts(self) -> dict[str, str]:
+        """What else is worth knowing of the device, as `sconce doctor` shows it: label to text, in order."""
+        ...
+
     def memory(self) -> int:
         """Peak bytes in use so far: of the device where it has its own memory, else of this process."""
         ...
@@ -175,22 +179,32 @@ def _more(items: Sequence[str]) -> str:
     return f" and {len(items) - 5} more" if len(items) > 5 else ""
 
 
+def framework_for(hardware: Hardware) -> Literal["mlx", "torch"]:
+    """Which framework serves `hardware` on this machine; auto is MLX on Apple Silicon if it is installed."""
+    apple_silicon = sys.platform == "darwin" and platform.machine() == "arm64"
+    if hardware == "mlx" or (hardware == "auto" and apple_silicon and installed("mlx")):
+        return "mlx"
+    return "torch"
+
+
 def load_backend(hardware: Hardware = "auto") -> Backend:
     """The backend for `hardware`; auto is MLX on Apple Silicon, else CUDA, else the CPU through PyTorch.
 
     Raises BackendError, saying what to install, when it is not here.
     """
-    apple_silicon = sys.platform == "darwin" and platform.machine() == "arm64"
-    if hardware == "mlx" or (hardware == "auto" and apple_silicon and _installed("mlx")):
-        package, framework, device = "sconce_mlx", "mlx", "auto"
-    else:
-        package, framework, device = "sconce_torch", "torch", hardware
-    if not _installed(framework):
-        extra = "" if framework == "torch" else ' (on Linux: pip install "mlx[cpu]")'
-        raise BackendError(f"--backend {hardware} needs {framework}: pip install {framework}{extra}")
-    module = importlib.import_module(package)
-    return cast(Backend, module.open_backend(device))
+    framework = framework_for(hardware)
+    if not installed(framework):
+        raise BackendError(f"--backend {hardware} needs {framework}: {how_to_install(framework)}")
+    module = importlib.import_module(f"sconce_{framework}")
+    return cast(Backend, module.open_backend("auto" if framework == "mlx" else hardware))
 
 
-def _installed(module: str) -> bool:
+def installed(module: str) -> bool:
+    """Whether a module can be imported, without importing it."""
     return importlib.util.find_spec(module) is not None
+
+
+def how_to_install(framework: str) -> str:
+    """The command for a framework that is missing."""
+    extra = "" if framework == "torch" else ' (on Linux: pip install "mlx[cpu]")'
+    return f"pip install {framework}{extra}"

@@ -14,10 +14,11 @@ from sconce.data.order import TrainOrder
 from sconce.data.shards import TokenStore
 from sconce.errors import CheckpointError
 
-# Largest difference of the mean loss, in nats a token, that rounding explains; each about ten times what was measured
-# (benchmarks/resume_across_backends.py), and a tenth of what a single swapped matrix of a tiny model costs.
-SAME_DEVICE = {"fp32": 1e-5, "bf16": 2e-3}
-OTHER_DEVICE = {"fp32": 1e-4, "bf16": 1e-2}
+# Largest difference of the mean loss, in nats a token, that rounding explains. Measured from torch to MLX, both on a
+# CPU: up to 2e-6 in fp32, 5e-4 in bf16 and between the two; on one device nothing, and 1e-7 in fp32 with another
+# micro-batch. The rest is room for GPUs. For comparison: one norm off by a thousandth costs a small model 1e-4.
+SAME_DEVICE = {"fp32": 1e-5, "bf16": 1e-3}
+OTHER_DEVICE = {"fp32": 1e-4, "bf16": 5e-3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

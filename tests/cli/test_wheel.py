@@ -75,6 +75,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         "sconce_mlx",
         "sconce_torch",
     }
+    assert any(name.startswith("sconce/conformance/golden.npz") for name in names)
 
 
 @pytest.mark.slow

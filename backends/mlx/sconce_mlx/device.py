@@ -11,6 +11,7 @@ import mlx.core as mx
 from sconce.backend import ComputeOptions, DeviceInfo, TensorSource
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
+from sconce_mlx.blas import preload_openblas
 from sconce_mlx.learner import MLXLearner
 
 
@@ -26,6 +27,18 @@ class MLXBackend:
         name = str(info.get("device_name", platform.machine())) if metal else platform.machine()
         memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return DeviceInfo("mlx", version("mlx"), "metal" if metal else "cpu", name, memory_bytes)
+
+    def facts(self) -> dict[str, str]:
+        """The chip and how much of the memory Metal would use; on Linux, which BLAS is at work."""
+        if mx.metal.is_available():
+            info = mx.device_info()
+            working_set = int(info.get("max_recommended_working_set_size", 0))
+            return {
+                "Metal chip": f"{info.get('device_name', 'unknown')} ({info.get('architecture', 'unknown')})",
+                "recommended working set": f"{working_set / 2**30:.1f} GiB" if working_set else "unknown",
+            }
+        preloaded = preload_openblas()
+        return {"OpenBLAS before MLX": "loaded" if preloaded else "not found, so slow: apt-get install libopenblas0"}
 
     def memory(self) -> int:
         """Peak bytes: of arrays on Metal; on a CPU of the process, where MLX would count what it only queued."""

@@ -32,6 +32,18 @@ class TorchBackend:
             memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return DeviceInfo("torch", torch.__version__, self._device.type, name, memory_bytes)
 
+    def facts(self) -> dict[str, str]:
+        """Each GPU, or how many threads compute."""
+        if self._device.type != "cuda":
+            return {"PyTorch threads": str(torch.get_num_threads())}
+        facts = {"CUDA that PyTorch was built for": str(torch.version.cuda or torch.version.hip)}
+        for index in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(index)
+            bf16 = "bf16" if gpu.major >= 8 or torch.version.hip else "no bf16 in hardware"
+            capability = f"compute capability {gpu.major}.{gpu.minor}"
+            facts[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB, {capability}, {bf16}"
+        return facts
+
     def memory(self) -> int:
         """Peak bytes: of tensors on CUDA, of the process on a CPU."""
         if self._device.type == "cuda":
