@@ -3,8 +3,13 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+
+from sconce.errors import SconceError
 
 if sys.platform == "darwin":
     import fcntl
@@ -41,6 +46,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path]:
+    """A folder to fill, which becomes `path` when the block ends well, and is gone when it does not.
+
+    Raises SconceError if something is at `path` already, other than an empty folder.
+    """
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise SconceError(f"{path}: already exists: choose another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    absolute = path.parent.resolve() / path.name
+    temporary = absolute.with_name(f".{absolute.name}.tmp-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        fsync_folder(temporary)
+        temporary.rename(absolute)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_folder(absolute.parent)
 
 
 def write_json(path: Path, value: object) -> None:

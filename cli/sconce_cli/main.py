@@ -6,7 +6,18 @@ import sys
 import typer
 
 from sconce.errors import SconceError
-from sconce_cli import checkpoint, config, data, doctor, generate, orchestrate, tokenizer, train
+from sconce_cli import (
+    checkpoint,
+    config,
+    data,
+    doctor,
+    export,
+    generate,
+    import_,
+    orchestrate,
+    tokenizer,
+    train,
+)
 
 app = typer.Typer(
     help="Pretrain decoder-only language models from scratch: on a Mac with MLX, on a GPU with PyTorch.",
@@ -18,6 +29,8 @@ app.command()(orchestrate.orchestrate)
 app.command()(train.train)
 app.command()(generate.generate)
 app.command()(doctor.doctor)
+app.command("import")(import_.import_)
+app.command()(export.export)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")
 app.add_typer(checkpoint.app, name="checkpoint")

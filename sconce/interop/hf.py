@@ -63,6 +63,7 @@ _CLASSES = {
     "jais2": _Class("Jais2ForCausalLM", "layernorm", "plain", biased=True),
     "stablelm": _Class("StableLmForCausalLM", "layernorm", "gated", partial_rotary=0.25),
 }
+CLASSES = tuple(_CLASSES)  # by model_type
 
 
 def hf_config(
@@ -137,6 +138,44 @@ def loads_in_transformers(spec: ModelSpec) -> bool:
     return _model_type(spec) is not None
 
 
+def class_for(spec: ModelSpec, wanted: str | None = None) -> str:
+    """The class (its model_type) that computes exactly this model; `wanted` if that is the one.
+
+    Raises CheckpointError with the reasons when none does, or not the one that is wanted.
+    """
+    if wanted is not None and wanted not in CLASSES:
+        raise CheckpointError(f"{wanted}: not a class Sconce knows; expected {', '.join(CLASSES)}")
+    for name in CLASSES if wanted is None else (wanted,):
+        if not refusals(spec, name):
+            return name
+    if wanted is not None:
+        found = _model_type(spec)
+        instead = "no other class computes it either" if found is None else f"{found} computes it"
+        raise CheckpointError(f"{wanted}: {', '.join(refusals(spec, wanted))}; {instead}")
+    reasons = "; ".join(f"{name}: {', '.join(refusals(spec, name))}" for name in CLASSES)
+    raise CheckpointError(f"no Hugging Face class computes this model: {reasons}")
+
+
+def refusals(spec: ModelSpec, model_type: str) -> list[str]:
+    """Why that class cannot hold exactly this model; empty if it can. At most one class can."""
+    kind = _CLASSES[model_type]
+    has, lacks = ("QK-norm", "none") if kind.qk_norm else ("no QK-norm", "one")
+    stablelm = model_type == "stablelm"
+    narrow = spec.head_dim * spec.num_heads != spec.hidden_size
+    reasons = {
+        f"its norm is {kind.norm}, this model's is {spec.norm}": kind.norm != spec.norm,
+        f"its MLP is {kind.mlp}, this model's is {spec.mlp}": kind.mlp != spec.mlp,
+        f"it has {has}, this model has {lacks}": kind.qk_norm != spec.qk_norm,
+        "its attention has no biases, this model's has": stablelm and spec.attention_bias,
+        "its MLP has no biases, this model's has": model_type in ("qwen3", "stablelm") and spec.mlp_bias,
+        f"its heads are hidden_size / num_heads wide, this model's are {spec.head_dim}": stablelm and narrow,
+        f"its num_heads divides hidden_size, this model's {spec.num_heads} does not divide {spec.hidden_size}": (
+            model_type != "qwen3" and spec.hidden_size % spec.num_heads != 0
+        ),
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
 def caution(spec: ModelSpec) -> str | None:
     """What whoever wants to load this model elsewhere should know, None when there is nothing."""
     if not loads_in_transformers(spec):
@@ -162,14 +201,7 @@ def spec_from_config(config: Mapping[str, object]) -> ModelSpec:
 
 
 def _model_type(spec: ModelSpec) -> str | None:
-    shape = (spec.norm, spec.mlp, spec.qk_norm)
-    found = next((name for name, kind in _CLASSES.items() if (kind.norm, kind.mlp, kind.qk_norm) == shape), None)
-    refused = {
-        "qwen3": spec.mlp_bias,
-        "stablelm": spec.attention_bias or spec.mlp_bias or spec.head_dim * spec.num_heads != spec.hidden_size,
-    }
-    indivisible = found != "qwen3" and spec.hidden_size % spec.num_heads != 0
-    return None if found is None or refused.get(found, False) or indivisible else found
+    return next((name for name in _CLASSES if not refusals(spec, name)), None)
 
 
 def _hf_spec(reader: "_Reader", kind: _Class) -> ModelSpec:

@@ -328,10 +328,12 @@ class _Announcer:
 
 def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
     """Raise CheckpointError if the checkpoint's run, should there be one, was trained on other tokens."""
-    if loaded is not None and loaded.record.cursor.get("fingerprint") != tokens.fingerprint:
+    if loaded is None or loaded.record.cursor["fingerprint"] is None:  # None: imported, and goes on with any text
+        return
+    if loaded.record.cursor["fingerprint"] != tokens.fingerprint:
         raise CheckpointError(
             f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
-            f"{loaded.path} has {str(loaded.record.cursor.get('fingerprint'))[:12]}): the text, its split or the "
+            f"{loaded.path} has {str(loaded.record.cursor['fingerprint'])[:12]}): the text, its split or the "
             "document rule changed; put the text back, or train in another --run-dir"
         )
 

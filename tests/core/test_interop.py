@@ -7,7 +7,8 @@ import pytest
 from tiny import VARIATIONS, make_spec
 
 from sconce.errors import CheckpointError
-from sconce.interop.hf import hf_config, model_files, spec_from_config
+from sconce.interop import hf
+from sconce.interop.hf import class_for, hf_config, model_files, refusals, spec_from_config
 
 TOKENIZER = json.dumps(
     {"added_tokens": [{"id": 0, "content": "<|bos|>"}], "model": {"vocab": {"a": 3, "<|eos|>": 1, "<|bos|>": 0}}}
@@ -114,3 +115,26 @@ REFUSED = {
 def test_what_sconce_cannot_compute_is_refused(changes, message):
     with pytest.raises(CheckpointError, match=message):
         spec_from_config({**config_of(make_spec()), **changes})
+
+
+@pytest.mark.parametrize(("changes", "model_type"), CASES.values(), ids=CASES)
+def test_every_other_class_says_why_it_is_not_the_one(changes, model_type):
+    spec = make_spec(**changes)
+    assert [name for name in hf.CLASSES if not refusals(spec, name)] == ([model_type] if model_type else [])
+    if model_type is not None:
+        assert class_for(spec) == class_for(spec, model_type) == model_type
+        return
+    with pytest.raises(CheckpointError, match=r"no Hugging Face class computes this model: llama: it.*; stablelm: it"):
+        class_for(spec)
+
+
+def test_a_wanted_class_that_cannot_hold_the_model_is_refused_with_the_reason():
+    spec = make_spec(mlp="plain", attention_bias=True)
+    for name, reason in {
+        "llama": "llama: its MLP is gated, this model's is plain; arcee computes it",
+        "qwen3": "its MLP is gated, this model's is plain, it has QK-norm, this model has none",
+        "stablelm": "its norm is layernorm, this model's is rmsnorm, .*, its attention has no biases, this model's has",
+        "gpt2": "gpt2: not a class Sconce knows; expected llama, qwen3",
+    }.items():
+        with pytest.raises(CheckpointError, match=reason):
+            class_for(spec, name)
