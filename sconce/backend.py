@@ -17,7 +17,8 @@ from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 
 Hardware = Literal["auto", "mlx", "cuda", "cpu"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+AttentionKind = Literal["auto", "fused", "reference"]
 WEIGHTS = "model"
 
 TensorSource = Mapping[str, NDArray[np.float32]]
@@ -58,13 +59,35 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComputeOptions:
-    """How to compute, never what: master weights and moments are float32 whatever is chosen here.
+    """How to compute, never what: master weights and slots are float32 whatever is chosen here.
 
     `compile` None lets the backend decide (yes on a GPU, no on a CPU, where compiling outlasts the gain).
+    `attention` "reference" makes the probabilities as an array; "fused" never does, but for dropout; "auto" lets the
+    backend decide. Every `recompute_every`-th block is computed again for its gradient instead of kept; 0 keeps all.
+    Logits are made for at most `loss_chunk` tokens at a time; None makes them all at once.
     """
 
     precision: Precision = "fp32"
     compile: bool | None = None
+    attention: AttentionKind = "auto"
+    recompute_every: int = 0
+    loss_chunk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LossScale:
+    """fp16's dynamic loss scale (Micikevicius et al. 2018, section 3.2), and clean updates since it last changed.
+
+    Gradients that overflow halve it and skip the update; LOSS_SCALE_INTERVAL clean updates in a row double it.
+    """
+
+    scale: float
+    clean_updates: int
+
+
+INITIAL_LOSS_SCALE = LossScale(2.0**15, 0)
+LOSS_SCALE_INTERVAL = 200
+LOSS_SCALE_RANGE = (1.0, 2.0**24)
 
 
 class Pending(Protocol):
@@ -94,7 +117,7 @@ class Learner(Protocol):
         """Accumulate gradients over the micro-batches, clip, update; return at once.
 
         The loss, and so the gradient, is summed nats over all micro-batches / scored tokens of all of them.
-        An update with a non-finite gradient norm changes nothing; its metrics show it.
+        An update with a non-finite gradient norm changes nothing, but for fp16's loss scale; its metrics show it.
         """
         ...
 
@@ -113,8 +136,15 @@ class Learner(Protocol):
         """
         ...
 
-    def load(self, tensors: TensorSource, step: int) -> None:
-        """Replace the whole state by `tensors`, after `step` updates. Strict in names and shapes."""
+    def loss_scale(self) -> LossScale | None:
+        """The present loss scale, or None where the precision needs none."""
+        ...
+
+    def load(self, tensors: TensorSource, step: int, loss_scale: LossScale | None = None) -> None:
+        """Replace the whole state by `tensors`, after `step` updates. Strict in names and shapes.
+
+        A precision that scales its loss and is given no scale begins with the initial one.
+        """
         ...
 
 

@@ -52,6 +52,7 @@ class ModelSpec:
     mlp_bias: bool = False
     rope_theta: float = 10000.0
     tie_word_embeddings: bool = True
+    sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it
     attn_dropout: float = 0.0  # of attention probabilities, in training
     residual_dropout: float = 0.0  # of what each branch adds to the residual stream, in training
 

@@ -48,7 +48,20 @@ def drop(x, rate, layer, site, keys):
     return np.where(keep, x / (1 - rate), 0.0)
 
 
-def attention(x, weights, layer, spec: ModelSpec, keys=None):
+def visible(length, window, segments_BT):
+    """True (B or 1, T, T) where the query may see the key, cell by cell."""
+    rows = 1 if segments_BT is None else len(segments_BT)
+    mask = np.zeros((rows, length, length), bool)
+    for row in range(rows):
+        for query in range(length):
+            for key in range(query + 1):
+                near = window is None or query - key < window
+                together = segments_BT is None or segments_BT[row, query] == segments_BT[row, key]
+                mask[row, query, key] = near and together
+    return mask
+
+
+def attention(x, weights, layer, spec: ModelSpec, keys=None, segments=None):
     prefix = f"model.layers.{layer}.self_attn."
 
     def heads(name, norm_name=None):
@@ -61,10 +74,11 @@ def attention(x, weights, layer, spec: ModelSpec, keys=None):
     v = heads("v_proj")
     length = x.shape[1]
     probs = np.empty((*q.shape[:3], length))
+    mask = visible(length, spec.sliding_window, segments)
     for head in range(spec.num_heads):
         group = head * spec.num_kv_heads // spec.num_heads
         scores = q[:, head] @ k[:, group].transpose(0, 2, 1) / math.sqrt(spec.head_dim)
-        scores[:, np.triu(np.ones((length, length), bool), 1)] = -np.inf
+        scores = np.where(mask, scores, -np.inf)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         probs[:, head] = scores / scores.sum(-1, keepdims=True)
     probs = drop(probs, spec.attn_dropout, layer, "attention", keys)
@@ -82,14 +96,14 @@ def mlp(x, weights, prefix, spec: ModelSpec):
     return linear(gate * up, weights, prefix + "down_proj")
 
 
-def logits(spec: ModelSpec, weights, tokens_BT, keys=None):
+def logits(spec: ModelSpec, weights, tokens_BT, keys=None, segments=None):
     """Float64 logits (batch, seq, vocab); with the rows' dropout keys, as in training."""
     weights = {name: value.astype(np.float64) for name, value in weights.items()}
     x = weights["model.embed_tokens.weight"][tokens_BT]
     for layer in range(spec.num_layers):
         prefix = f"model.layers.{layer}."
         h = norm(x, weights, prefix + "input_layernorm", spec, spec.norm)
-        branch = attention(h, weights, layer, spec, keys)
+        branch = attention(h, weights, layer, spec, keys, segments)
         x = x + drop(branch, spec.residual_dropout, layer, "attention_output", keys)
         h = norm(x, weights, prefix + "post_attention_layernorm", spec, spec.norm)
         x = x + drop(mlp(h, weights, prefix + "mlp.", spec), spec.residual_dropout, layer, "mlp_output", keys)

@@ -33,6 +33,7 @@ VARIATIONS = {
     "gated-gelu": {"activation": "gelu"},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "theta": {"rope_theta": 500000.0},
+    "window": {"sliding_window": 5, "num_kv_heads": 2},
 }
 
 

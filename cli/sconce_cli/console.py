@@ -154,7 +154,8 @@ def describe_update(record: Record) -> str:
     """Loss, speed and memory in a few words."""
     memory = record["memory_bytes"] / 2**20
     size = f"{memory / 1024:.1f} GiB" if memory >= 1024 else f"{memory:.0f} MiB"
-    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  {size}"
+    skipped = f"  {record['skipped']:.0f} updates skipped" if "skipped" in record else ""
+    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  {size}{skipped}"
 
 
 def describe_evaluation(record: Record) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict, cast
 
+from sconce.backend import LossScale
 from sconce.errors import CheckpointError
 
 FORMAT = 2
@@ -43,7 +44,7 @@ class Checkpoint:
     """One manifest. `step` and `tokens` count what was trained on; `best` is (step, held-out loss) so far.
 
     `cursor` says which data come next; `certificate` is None where nothing was trained here, as after an import;
-    `files` is filled in by whoever writes them.
+    `loss_scale` is fp16's; `files` is filled in by whoever writes them.
     """
 
     step: int
@@ -51,6 +52,7 @@ class Checkpoint:
     cursor: Mapping[str, object]
     best: tuple[int, float] | None
     certificate: Certificate | None = None
+    loss_scale: LossScale | None = None
     backend: str
     precision: str
     versions: Mapping[str, str]
@@ -74,6 +76,11 @@ class _CertificateFields(TypedDict):
     loss: float
 
 
+class _LossScaleFields(TypedDict):
+    scale: float
+    clean_updates: int
+
+
 class _FileFields(TypedDict):
     bytes: int
     sha256: str
@@ -86,6 +93,7 @@ class _Fields(TypedDict):
     cursor: dict[str, object]
     best: _BestFields | None
     certificate: _CertificateFields | None
+    loss_scale: _LossScaleFields | None
     backend: str
     precision: str
     versions: dict[str, str]
@@ -95,7 +103,7 @@ class _Fields(TypedDict):
 
 def manifest_bytes(record: Checkpoint) -> bytes:
     """The content of manifest.json; its last entry is a checksum over all others."""
-    best, certificate = record.best, record.certificate
+    best, certificate, scale = record.best, record.certificate, record.loss_scale
     fields: _Fields = {
         "format": FORMAT,
         "step": record.step,
@@ -103,6 +111,7 @@ def manifest_bytes(record: Checkpoint) -> bytes:
         "cursor": dict(record.cursor),
         "best": None if best is None else {"step": best[0], "loss": best[1]},
         "certificate": None if certificate is None else _certificate_fields(certificate),
+        "loss_scale": None if scale is None else {"scale": scale.scale, "clean_updates": scale.clean_updates},
         "backend": record.backend,
         "precision": record.precision,
         "versions": dict(record.versions),
@@ -147,7 +156,7 @@ def read_manifest(folder: Path) -> Checkpoint:
 
 
 def _parse(fields: _Fields) -> Checkpoint:
-    best, certificate = fields["best"], fields["certificate"]
+    best, certificate, scale = fields["best"], fields["certificate"], fields["loss_scale"]
     return Checkpoint(
         step=fields["step"],
         tokens=fields["tokens"],
@@ -156,6 +165,7 @@ def _parse(fields: _Fields) -> Checkpoint:
         certificate=None
         if certificate is None
         else Certificate(tuple(certificate["rows"]), certificate["tokens_sha256"], certificate["loss"]),
+        loss_scale=None if scale is None else LossScale(scale["scale"], scale["clean_updates"]),
         backend=fields["backend"],
         precision=fields["precision"],
         versions=fields["versions"],

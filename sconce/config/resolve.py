@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import tomli_w
 
@@ -79,6 +79,7 @@ def model_spec(config: RunConfig, vocab_size: int) -> ModelSpec:
         mlp_bias=model.mlp_bias,
         rope_theta=model.rope_theta,
         tie_word_embeddings=model.tie_word_embeddings,
+        sliding_window=model.sliding_window,
         attn_dropout=model.attn_dropout,
         residual_dropout=model.residual_dropout,
     )
@@ -89,6 +90,17 @@ def _intermediate_size(config: RunConfig) -> int:
     if config.model.mlp == "plain":
         return 4 * hidden
     return -(-8 * hidden // 3 // 32) * 32  # three matrices of 8/3 hold as many weights as two of 4 (Shazeer 2020)
+
+
+def precision(config: RunConfig) -> Literal["fp32", "bf16", "fp16"]:
+    """What the device computes in: mixed is bf16, as master weights are float32 in every precision."""
+    return "bf16" if config.runtime.precision == "mixed" else config.runtime.precision
+
+
+def recompute_every(config: RunConfig) -> int:
+    """Every how many blocks one is computed again for its gradient; 0 for none."""
+    kind = config.runtime.activation_checkpointing
+    return {"none": 0, "block": 1}[kind] if "-" not in kind else int(kind.removeprefix("every-"))
 
 
 def beta2(config: RunConfig) -> float:

@@ -57,6 +57,9 @@ class ModelConfig(Section):
     mlp_bias: bool = Field(default=False, description="Biases on the MLP's projections.")
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
     tie_word_embeddings: bool = Field(default=True, description="The head multiplies by the embedding table.")
+    sliding_window: int | None = Field(
+        default=None, ge=1, description="A token sees this many, itself included. Default: all before it."
+    )
     attn_dropout: float = Field(
         default=0.0,
         ge=0,
@@ -200,9 +203,25 @@ class RuntimeConfig(Section):
     """How the run behaves."""
 
     seed: int = Field(default=42, ge=0, description="Of initial weights, data order and samples.")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Literal["fp32", "bf16", "fp16", "mixed"] = Field(
         default="fp32",
-        description="Of activations and matrix products; master weights and moments are always fp32.",
+        description="Of activations and matrix products; master weights and moments are always fp32. fp16 scales its "
+        "loss; mixed is bf16.",
+    )
+    attention_backend: Literal["auto", "fused", "reference"] = Field(
+        default="auto",
+        description="reference makes every probability as an array, fused none but for dropout; auto decides by "
+        "backend and length, or as ATTN_BACKEND says.",
+    )
+    activation_checkpointing: str = Field(
+        default="none",
+        pattern=r"none|block|every-[1-9]\d*",
+        description="Blocks computed again for their gradient instead of kept: none, block (all) or every-K.",
+    )
+    loss_chunk: int | None = Field(
+        default=None,
+        ge=0,
+        description="Tokens whose logits are held at once; 0 for all. Default: all, or less where they exceed 256 MiB.",
     )
     compile: bool | None = Field(default=None, description="Compile the step. Default: on a GPU, not on a CPU.")
     run_dir: Path | None = Field(default=None, description="Folder that the run owns; --run-dir wins.")

@@ -12,10 +12,14 @@ from sconce.errors import DataError
 
 
 class Batch(NamedTuple):
-    """Rows of tokens and, one position later, what they should predict. A target of -1 is not scored."""
+    """Rows of tokens and, one position later, what they should predict. A target of -1 is not scored.
+
+    With `segments`, a token sees only those of its row that have its segment's number.
+    """
 
     inputs: NDArray[np.int32]  # (batch, seq)
     targets: NDArray[np.int32]  # (batch, seq)
+    segments: NDArray[np.int32] | None = None  # (batch, seq)
 
 
 NO_ROWS = "0" * 64  # where the chain of `chain_rows` starts

@@ -5,13 +5,15 @@ that computes exactly this model counts:
 
     norm       MLP    class     not when
     rmsnorm    gated  llama     -
+    rmsnorm    gated  mistral   (with sliding_window) qk_norm, attention_bias, mlp_bias
     rmsnorm    gated  qwen3     (with qk_norm) mlp_bias
     rmsnorm    plain  arcee     qk_norm
     layernorm  plain  jais2     qk_norm
     layernorm  gated  stablelm  qk_norm, attention_bias, mlp_bias, or head_dim is not hidden_size / num_heads
 
-All but qwen3 also refuse a hidden_size that num_heads does not divide. transformers loads every one of them; mlx-lm
-has llama, qwen3 (without attention_bias) and stablelm (untied only), and computes silu whatever `hidden_act` says.
+Only mistral and qwen3 have a sliding window. All but qwen3 also refuse a hidden_size that num_heads does not divide.
+transformers loads every one of them; mlx-lm has llama, qwen3 (without attention_bias) and stablelm (untied only),
+computes silu whatever `hidden_act` says, and sees through every window.
 """
 
 import json
@@ -33,7 +35,6 @@ ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu2")
 # Fields of these classes that Sconce's models lack, with the one value that leaves them out.
 _LACKING: Mapping[str, object] = {
     "rope_scaling": None,
-    "use_sliding_window": False,
     "use_parallel_residual": False,
     "use_qkv_bias": False,
     "qk_layernorm": False,
@@ -58,6 +59,7 @@ class _Class:
 
 _CLASSES = {
     "llama": _Class("LlamaForCausalLM", "rmsnorm", "gated"),
+    "mistral": _Class("MistralForCausalLM", "rmsnorm", "gated"),
     "qwen3": _Class("Qwen3ForCausalLM", "rmsnorm", "gated", qk_norm=True),
     "arcee": _Class("ArceeForCausalLM", "rmsnorm", "plain"),
     "jais2": _Class("Jais2ForCausalLM", "layernorm", "plain", biased=True),
@@ -100,6 +102,12 @@ def hf_config(
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    if model_type == "mistral":
+        config["sliding_window"] = spec.sliding_window
+    if model_type == "qwen3" and spec.sliding_window is not None:
+        layer_types = ["sliding_attention"] * spec.num_layers
+        sliding = {"use_sliding_window": True, "sliding_window": spec.sliding_window, "layer_types": layer_types}
+        config |= {**sliding, "max_window_layers": 0}
     if model_type == "stablelm":
         rope["partial_rotary_factor"] = 1.0
         config |= {"partial_rotary_factor": 1.0, "use_qkv_bias": False, "hidden_dropout": 0.0}
@@ -166,8 +174,14 @@ def refusals(spec: ModelSpec, model_type: str) -> list[str]:
         f"its norm is {kind.norm}, this model's is {spec.norm}": kind.norm != spec.norm,
         f"its MLP is {kind.mlp}, this model's is {spec.mlp}": kind.mlp != spec.mlp,
         f"it has {has}, this model has {lacks}": kind.qk_norm != spec.qk_norm,
-        "its attention has no biases, this model's has": stablelm and spec.attention_bias,
-        "its MLP has no biases, this model's has": model_type in ("qwen3", "stablelm") and spec.mlp_bias,
+        "its attention has no biases, this model's has": model_type in ("mistral", "stablelm") and spec.attention_bias,
+        "its MLP has no biases, this model's has": model_type in ("mistral", "qwen3", "stablelm") and spec.mlp_bias,
+        "its attention has no sliding window, this model's has": (
+            model_type not in ("mistral", "qwen3") and spec.sliding_window is not None
+        ),
+        "its attention has a sliding window, this model's has none": (
+            model_type == "mistral" and spec.sliding_window is None
+        ),
         f"its heads are hidden_size / num_heads wide, this model's are {spec.head_dim}": stablelm and narrow,
         f"its num_heads divides hidden_size, this model's {spec.num_heads} does not divide {spec.hidden_size}": (
             model_type != "qwen3" and spec.hidden_size % spec.num_heads != 0
@@ -180,6 +194,8 @@ def caution(spec: ModelSpec) -> str | None:
     """What whoever wants to load this model elsewhere should know, None when there is nothing."""
     if not loads_in_transformers(spec):
         return "no Hugging Face class computes this model: its checkpoints load in Sconce alone"
+    if spec.sliding_window is not None:
+        return "mlx-lm attends to everything whatever the config says: there this model, with its window, goes wrong"
     if spec.mlp == "gated" and spec.activation != "silu":
         return f"mlx-lm computes silu whatever the config says: there this model, with {spec.activation}, goes wrong"
     return None
@@ -226,6 +242,7 @@ def _hf_spec(reader: "_Reader", kind: _Class) -> ModelSpec:
         mlp_bias=reader.flag("mlp_bias", kind.biased),
         rope_theta=rope.number("rope_theta", reader.number("rope_theta", 10000.0)),
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
+        sliding_window=_window(reader),
     )
 
 
@@ -250,7 +267,14 @@ def _native_spec(reader: "_Reader") -> ModelSpec:
         mlp_bias=reader.flag("mlp_bias"),
         rope_theta=reader.number("rope_theta"),
         tie_word_embeddings=reader.flag("tie_word_embeddings"),
+        sliding_window=reader.integer("sliding_window", 0) or None,
     )
+
+
+def _window(reader: "_Reader") -> int | None:
+    """The window of a class that has one, and uses it in every layer or in none."""
+    slides = {"mistral": True, "qwen3": reader.flag("use_sliding_window", False)}.get(reader.text("model_type"), False)
+    return reader.integer("sliding_window", 0) or None if slides else None
 
 
 def _check_features(reader: "_Reader", rope: "_Reader", kind: _Class) -> None:
@@ -265,9 +289,12 @@ def _check_features(reader: "_Reader", rope: "_Reader", kind: _Class) -> None:
             f"config.json: rope type {rope_type!r} over {rotary:g} of each head; Sconce's models have 'default' "
             "over all of it"
         )
-    layers = cast(list[str], reader.values.get("layer_types") or [])
-    if set(layers) - {"full_attention"}:
-        raise CheckpointError(f"config.json: layer_types {sorted(set(layers))}: Sconce's models attend in full")
+    alike = "full_attention" if _window(reader) is None else "sliding_attention"
+    layers = set(cast(list[str], reader.values.get("layer_types") or [alike]))
+    if alike == "sliding_attention" and reader.integer("max_window_layers", 0) > 0 and kind.qk_norm:
+        layers.add("full_attention")
+    if layers != {alike}:
+        raise CheckpointError(f"config.json: layer_types {sorted(layers)}: every layer of Sconce's attends alike")
 
 
 class _Reader:

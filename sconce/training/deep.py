@@ -1,8 +1,9 @@
 """`sconce checkpoint verify --deep`: reproduce a stored checkpoint's certificate."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from sconce.backend import ComputeOptions, Hardware, load_backend
+from sconce.backend import Hardware, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint, load_folder
 from sconce.config import config_from, micro_batch_size, model_spec, sequence_length
 from sconce.data.batches import num_rows
@@ -11,6 +12,7 @@ from sconce.errors import DataError
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import load_tokenizer
 from sconce.training.certificate import Witness, check_certificate
+from sconce.training.recipe import make_compute
 from sconce.training.run import RunFolder, shards_folder
 from sconce.training.show import shards_there
 
@@ -35,13 +37,12 @@ def _witness(loaded: LoadedCheckpoint, hardware: Hardware) -> Witness:
     if tokens is None:
         raise DataError(f"{place}: not the token shards of this checkpoint's run, which its certificate is about")
     backend = load_backend(hardware)
-    seq_len, precision = sequence_length(config), config.runtime.precision
-    compute = ComputeOptions(precision=precision, compile=False)
-    spec = model_spec(config, tokenizer.vocab_size)
+    seq_len, spec = sequence_length(config), model_spec(config, tokenizer.vocab_size)
+    compute = replace(make_compute(config, spec), compile=False)
     return Witness(
         learner=backend.learner(spec, OptimSpec(), compute, loaded.weights),
         device=backend.device(),
-        precision=precision,
+        precision=compute.precision,
         tokens=tokens.train,
         order=TrainOrder(num_rows(tokens.train, seq_len), config.data.batch_size, config.runtime.seed),
         seq_len=seq_len,

@@ -11,7 +11,7 @@ import sconce
 from sconce.backend import state_names
 from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
-from sconce.config import RunConfig, config_from, dump_toml, model_spec, sequence_length, to_json
+from sconce.config import RunConfig, config_from, dump_toml, model_spec, precision, sequence_length, to_json
 from sconce.errors import ConfigError
 from sconce.files import new_folder, write_atomic
 from sconce.interop.earlier import EarlierCheckpoint, read_earlier
@@ -19,7 +19,8 @@ from sconce.interop.earlier_config import DEFAULT_POSITIONS, MORE_STEPS, Earlier
 from sconce.interop.hf import model_files
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
-from sconce.training.run import RunFolder, make_optim
+from sconce.training.recipe import make_optim
+from sconce.training.run import RunFolder
 
 HEADER = """\
 # Written by `sconce import`. Name the text to go on with in data.train_shards, then
@@ -135,7 +136,7 @@ def _write(run: RunFolder, config: RunConfig, found: EarlierCheckpoint, spec: Mo
         cursor={"fingerprint": None, "seed": config.runtime.seed, "rows_consumed": rows},
         best=None,
         backend="sconce import",
-        precision=config.runtime.precision,
+        precision=precision(config),
         versions={"sconce": sconce.__version__, "numpy": np.__version__, "python": platform.python_version()},
         hardware={},
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sconce.backend import Pending, StepScalars
-from sconce.config import micro_batch_size, sequence_length
+from sconce.backend import Pending, StepMetrics, StepScalars
+from sconce.config import micro_batch_size, precision, sequence_length
 from sconce.data.batches import Batch, chain_rows, read_batch, rows_sha256, validation_batches
 from sconce.data.prefetch import Prefetcher
 from sconce.errors import ConfigError, TrainingError
@@ -29,6 +29,7 @@ from sconce.training.throughput import Throughput
 if TYPE_CHECKING:
     from sconce.training.tensorboard import TensorBoard
 
+FP16_PATIENCE = 25  # skipped updates in a row: from the largest loss scale, 2^24, down to the least, 1
 IN_FLIGHT = 2  # updates the device may be behind the host: it never starves, and queued work stays bounded
 
 
@@ -134,6 +135,7 @@ class _Trainer:
         self.throughput = Throughput(time.perf_counter)
         self.evaluation: Evaluation | None = None
         self.saved_step = run.step
+        self.skipped = self.skipped_in_a_row = 0
 
     def close(self) -> None:
         self.metrics.close()
@@ -176,13 +178,7 @@ class _Trainer:
         """Read one update's figures and send them where they go."""
         run, step = self.run, queued.step
         metrics = queued.pending.read()
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)):
-            rows = run.order.rows(step - 1).tolist()
-            raise TrainingError(
-                f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}, on rows {rows[:8]}: "
-                f"training diverged; {self.last_saved()}. Lower "
-                "optimizer.learning_rate or raise scheduler.warmup_steps"
-            )
+        self.count_skips(step, metrics)
         record = {
             "step": step,
             "loss": metrics.loss,
@@ -192,11 +188,35 @@ class _Trainer:
             "tokens_per_second": round(self.throughput.add(metrics.tokens), 1),
             "memory_bytes": run.backend.memory(),
         }
+        if self.skipped:
+            record["skipped"] = self.skipped
         logged = step in (1, run.schedule.total_steps) or step % run.config.runtime.log_every_n_steps == 0
         if logged:
             self.write(record, rows_sha256=queued.rows_sha256[:16])
             self.throughput.lap()
         run.reporter.update(record, logged)
+
+    def count_skips(self, step: int, metrics: StepMetrics) -> None:
+        """An update whose figures are no numbers changed no weight. With fp16 a few are how its loss scale is found.
+
+        Raises TrainingError when there are too many in a row, with the run saved while its weights are still sound.
+        """
+        run = self.run
+        if math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm):
+            self.skipped_in_a_row = 0
+            return
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row < (FP16_PATIENCE if precision(run.config) == "fp16" else 1):
+            return
+        if math.isfinite(metrics.loss):
+            self.save_if_new()
+        rows = run.order.rows(step - 1).tolist()
+        raise TrainingError(
+            f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}, on rows {rows[:8]}: "
+            f"training diverged; {self.last_saved()}. Lower "
+            "optimizer.learning_rate or raise scheduler.warmup_steps"
+        )
 
     def last_saved(self) -> str:
         """Where a run that cannot go on may be taken up again."""

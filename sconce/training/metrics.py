@@ -1,6 +1,7 @@
 """Where a run's figures go: `metrics.jsonl`, and whoever watches."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
@@ -48,8 +49,9 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, object]) -> None:
-        """Append one record; it reaches the operating system before this returns."""
-        self._file.write(json.dumps(dict(record)) + "\n")
+        """Append one record, without figures that JSON cannot say; it reaches the operating system on return."""
+        said = {key: value for key, value in record.items() if not isinstance(value, float) or math.isfinite(value)}
+        self._file.write(json.dumps(said) + "\n")
         self._file.flush()
 
     def close(self) -> None:

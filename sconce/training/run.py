@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sconce.backend import Backend, ComputeOptions, DeviceInfo, Hardware, Learner, load_backend
+from sconce.backend import Backend, DeviceInfo, Hardware, Learner, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.store import CheckpointStore
 from sconce.config import (
     RunConfig,
-    beta2,
     differences,
     micro_batch_size,
     model_spec,
-    momentum,
+    precision,
     sequence_length,
     to_json,
 )
@@ -30,12 +29,12 @@ from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.files import write_json
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
-from sconce.optim import OptimSpec
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness
 from sconce.training.metrics import Reporter
+from sconce.training.recipe import make_compute, make_optim, make_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class Run:
         return Witness(
             learner=self.learner,
             device=self.backend.device(),
-            precision=self.config.runtime.precision,
+            precision=precision(self.config),
             tokens=self.tokens.train,
             order=self.order,
             seq_len=sequence_length(self.config),
@@ -141,7 +140,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     device = backend.device()
     reporter.say(
         f"hardware: {device.kind} ({device.name}, {device.memory_bytes / 2**30:.0f} GiB) "
-        f"through {device.backend} {device.version}, {config.runtime.precision}"
+        f"through {device.backend} {device.version}, {precision(config)}"
     )
     tokens = _open_tokens(config, folder, tokenizer, loaded, reporter)
     rows = num_rows(tokens.train, sequence_length(config))
@@ -153,6 +152,8 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"{config.data.batch_size * sequence_length(config):,} tokens, "
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
+    if (chunk := make_compute(config, spec).loss_chunk) is not None:
+        reporter.say(f"loss: logits of {chunk:,} tokens at a time")
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
     write_json(folder.config, to_json(config))
@@ -190,44 +191,6 @@ def _check_fits(config: RunConfig, spec: ModelSpec, tokenizer: Tokenizer, tokens
         raise ConfigError(
             f"runtime.sample.prompt: {prompt} tokens long, and the model has {spec.max_position_embeddings} positions"
         )
-
-
-def make_schedule(config: RunConfig, rows: int) -> Schedule:
-    """The learning-rate schedule, its horizon in steps; `rows` a step are one epoch."""
-    scheduler = config.scheduler
-    total = scheduler.total_steps
-    if total is None:
-        assert scheduler.total_epochs is not None, "config asks for one of the two"
-        total = max(1, int(scheduler.total_epochs * rows / config.data.batch_size))
-    if scheduler.warmup_steps > total:
-        raise ConfigError(f"scheduler.warmup_steps: found {scheduler.warmup_steps}, and the run has {total} steps")
-    room = total - scheduler.warmup_steps
-    decay_steps = scheduler.decay_steps or max(1, min(total // 5, room))
-    if scheduler.decay_steps is not None and decay_steps > room:
-        raise ConfigError(f"scheduler.decay_steps: found {decay_steps}, expected at most the {room} after the warm-up")
-    return Schedule(
-        strategy=scheduler.strategy,
-        peak_lr=config.optimizer.learning_rate,
-        total_steps=total,
-        warmup_steps=scheduler.warmup_steps,
-        min_lr=scheduler.min_lr,
-        power=scheduler.power,
-        decay_steps=decay_steps,
-    )
-
-
-def make_optim(config: RunConfig) -> OptimSpec:
-    """The update rule that a config describes."""
-    optimizer = config.optimizer
-    return OptimSpec(
-        algorithm=optimizer.algorithm,
-        beta1=optimizer.beta1,
-        beta2=beta2(config),
-        momentum=momentum(config),
-        eps=optimizer.epsilon,
-        weight_decay=optimizer.weight_decay,
-        max_grad_norm=optimizer.max_grad_norm,
-    )
 
 
 def check_same_run(config: RunConfig, tokenizer: Tokenizer, loaded: LoadedCheckpoint) -> None:
@@ -339,11 +302,10 @@ def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> Non
 
 
 def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None) -> Learner:
-    compute = ComputeOptions(precision=config.runtime.precision, compile=config.runtime.compile)
     weights = InitialWeights(spec, config.runtime.seed) if loaded is None else loaded.weights
-    learner = backend.learner(spec, make_optim(config), compute, weights)
+    learner = backend.learner(spec, make_optim(config), make_compute(config, spec), weights)
     if loaded is not None:
-        learner.load(loaded.tensors, loaded.record.step)
+        learner.load(loaded.tensors, loaded.record.step, loaded.record.loss_scale)
     return learner
 
 

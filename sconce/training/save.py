@@ -10,10 +10,11 @@ import numpy as np
 import sconce
 from sconce.backend import state_names
 from sconce.checkpoint.record import Checkpoint
-from sconce.config import sequence_length, to_json
+from sconce.config import precision, sequence_length, to_json
 from sconce.interop.hf import model_files
 from sconce.training.certificate import certify
-from sconce.training.run import Run, make_optim
+from sconce.training.recipe import make_optim
+from sconce.training.run import Run
 
 
 def save_checkpoint(run: Run, *, is_best: bool) -> Path:
@@ -31,8 +32,9 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
         },
         best=run.best,
         certificate=certify(run.witness, run.step),
+        loss_scale=run.learner.loss_scale(),
         backend=run.backend.name,
-        precision=run.config.runtime.precision,
+        precision=precision(run.config),
         versions={
             "sconce": sconce.__version__,
             device.backend: device.version,

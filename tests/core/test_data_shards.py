@@ -194,7 +194,7 @@ def test_rows_and_batches(corpus, tmp_path):
     batch = read_batch(store, rows, 16)
     np.testing.assert_array_equal(batch.inputs, [whole[j * 16 : j * 16 + 16] for j in rows])
     np.testing.assert_array_equal(batch.targets, [whole[j * 16 + 1 : j * 16 + 17] for j in rows])
-    assert all(part.dtype == np.int32 and part.flags.c_contiguous for part in batch)
+    assert all(part.dtype == np.int32 and part.flags.c_contiguous for part in batch[:2])
     assert num_rows(store, len(whole) - 1) == 1
     with pytest.raises(DataError, match=rf"shorter than one row: {len(whole)} tokens.* needs {len(whole) + 1}"):
         num_rows(store, len(whole))
@@ -205,7 +205,7 @@ def test_validation_scores_every_token_once(corpus, tmp_path, seq_len, batch_siz
     store = prepare(corpus, Bytes(), tmp_path / "tokens", shard_tokens=64).validation
     whole = store.read(0, store.num_tokens)
     batches = list(validation_batches(store, seq_len, batch_size))
-    assert {part.shape for batch in batches for part in batch} == {(batch_size, seq_len)}
+    assert {part.shape for batch in batches for part in batch[:2]} == {(batch_size, seq_len)}
     targets = np.concatenate([batch.targets.ravel() for batch in batches])
     inputs = np.concatenate([batch.inputs.ravel() for batch in batches])
     np.testing.assert_array_equal(targets[targets >= 0], whole[1:])

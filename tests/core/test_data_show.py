@@ -155,7 +155,10 @@ class Recorder:
         self.spec = spec
         return self
 
-    def load(self, tensors, step): ...
+    def load(self, tensors, step, loss_scale=None): ...
+
+    def loss_scale(self):
+        return None
 
     def tensors(self):
         return ((name, np.zeros(shape, np.float32)) for name, shape in state_names(self.spec, OptimSpec()))
@@ -166,7 +169,9 @@ class Recorder:
     def step(self, batches, scalars):
         assert len(batches) == 3
         rows = [
-            [int(first), *map(int, targets)] for batch in batches for (first, *_), targets in zip(*batch, strict=True)
+            [int(first), *map(int, targets)]
+            for batch in batches
+            for (first, *_), targets in zip(batch.inputs, batch.targets, strict=True)
         ]
         self.steps[scalars.step + 1] = rows
         return SimpleNamespace(ready=lambda: True, read=lambda: StepMetrics(1.0, 1.0, 1))

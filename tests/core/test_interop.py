@@ -27,6 +27,7 @@ CLASSES = {
     "gated-gelu": "llama",
     "biases": "llama",
     "theta": "llama",
+    "window": "mistral",
 }
 MORE = {
     "layernorm-plain-biases": ({"norm": "layernorm", "mlp": "plain", "mlp_bias": True}, "jais2"),
@@ -134,7 +135,7 @@ def test_a_wanted_class_that_cannot_hold_the_model_is_refused_with_the_reason():
         "llama": "llama: its MLP is gated, this model's is plain; arcee computes it",
         "qwen3": "its MLP is gated, this model's is plain, it has QK-norm, this model has none",
         "stablelm": "its norm is layernorm, this model's is rmsnorm, .*, its attention has no biases, this model's has",
-        "gpt2": "gpt2: not a class Sconce knows; expected llama, qwen3",
+        "gpt2": "gpt2: not a class Sconce knows; expected llama, mistral, qwen3",
     }.items():
         with pytest.raises(CheckpointError, match=reason):
             class_for(spec, name)

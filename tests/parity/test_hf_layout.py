@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import make_spec, random_weights
 
-from sconce.backend import state_names
+from sconce.backend import ComputeOptions, state_names
 from sconce.checkpoint.load import open_checkpoint
 from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
@@ -22,6 +22,8 @@ VARIATIONS = {
     "default": {},
     "gqa-untied-wide-heads": {"num_kv_heads": 2, "head_dim": 12, "tie_word_embeddings": False},
     "theta": {"rope_theta": 5e5},
+    "window": {"sliding_window": 7, "num_kv_heads": 2},
+    "qk-norm-window": {"qk_norm": True, "sliding_window": 7},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "gelu": {"activation": "gelu"},
     "qk-norm": {"qk_norm": True, "num_kv_heads": 2, "rope_theta": 5e5},
@@ -111,11 +113,12 @@ def test_transformers_computes_the_same_logits(write, changes):
     theirs = dict(model.named_parameters())
     assert set(theirs) == set(loaded.weights)
     assert all(np.array_equal(theirs[name].detach().numpy(), array) for name, array in loaded.weights.items())
-    ours = Model(spec, torch.float32)
+    ours = Model(spec, ComputeOptions())
     ours.load_state_dict({name: torch.from_numpy(array) for name, array in loaded.weights.items()})
     ids = some_ids(spec)
     with torch.no_grad():
-        expected = ours(torch.tensor(ids)).numpy()
+        hidden = ours.hidden(torch.tensor(ids), None, None)
+        expected = (hidden @ ours.head_weight.T).numpy()
     assert np.abs(logits_of(model, ids) - expected).max() < 1e-4
 
 

@@ -31,4 +31,4 @@ class MLXDecoder:
         end = self.filled + x_BTH.shape[1]
         cache[0, :, :, self.filled : end] = k_BKTD
         cache[1, :, :, self.filled : end] = v_BKTD
-        return attention.merge(attention.attend(q_BNTD, cache[0, :, :, :end], cache[1, :, :, :end]))
+        return attention.merge(attention.attend_cached(q_BNTD, cache[0, :, :, :end], cache[1, :, :, :end]))

@@ -8,9 +8,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 from numpy.typing import NDArray
 
 from sconce.backend import (
+    INITIAL_LOSS_SCALE,
     WEIGHTS,
     Batch,
     ComputeOptions,
+    LossScale,
     StepMetrics,
     StepScalars,
     TensorSource,
@@ -24,9 +26,7 @@ from sconce.spec import ModelSpec
 from sconce_mlx.decode import MLXDecoder
 from sconce_mlx.loss import token_nats
 from sconce_mlx.model import Model
-from sconce_mlx.optim import Optimizer, Tree
-
-DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16}
+from sconce_mlx.optim import Optimizer, Tree, next_loss_scale
 
 
 class MLXPending:
@@ -53,7 +53,7 @@ class MLXLearner:
 
     def __init__(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> None:
         self.spec = spec
-        self.dtype = DTYPES[run.precision]
+        self.run = run
         named = [(param.name, param.shape) for param in spec.params()]
         check_names(named, weights)
         self.params: Tree = {name: mx.array(take(weights, name, shape)) for name, shape in named}
@@ -62,8 +62,11 @@ class MLXLearner:
         for name, shape in self.state_names[len(named) :]:
             slot, parameter = name.split("/", 1)
             self.slots.setdefault(slot, {})[parameter] = mx.zeros(shape)
-        module = Model(spec, self.dtype)
+        module = Model(spec, run)
         assert {name for name, _ in tree_flatten(module.parameters())} == set(self.params)
+        self.scales = run.precision == "fp16"
+        self.scale, self.clean = mx.array(1.0), mx.array(0.0)
+        self._set_scale(None)
         compiled = run.compile if run.compile is not None else mx.metal.is_available()
         nats_and_grads = mx.value_and_grad(self._summed_nats)
         self._nats_and_grads = mx.compile(nats_and_grads) if compiled else nats_and_grads
@@ -72,29 +75,31 @@ class MLXLearner:
 
     def step(self, batches: Sequence[Batch], scalars: StepScalars) -> MLXPending:
         """Accumulate over the micro-batches, clip, update."""
-        tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        tokens = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
         # An array and not a Python float: a compiled function freezes Python numbers into its trace.
         per_token = mx.array(1.0 / tokens)
         loss, grads, first_row = None, None, 0
         for batch in batches:
-            inputs, targets = mx.array(batch.inputs), mx.array(batch.targets)
+            tensors = _to_device(batch)
             keys_B = mx.array(row_keys(scalars.seed, scalars.step, first_row, len(batch.inputs)))
             first_row += len(batch.inputs)
-            part, part_grads = self._nats_and_grads(self.params, inputs, targets, keys_B, per_token)
+            part, part_grads = self._nats_and_grads(self.params, *tensors, keys_B, per_token * self.scale)
+            part = part / self.scale
             loss = part if loss is None else loss + part
             grads = part_grads if grads is None else {name: grads[name] + g for name, g in part_grads.items()}
             mx.async_eval(loss, grads)  # one micro-batch's activations at a time
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
-        self.params, self.slots, norm = self._update(self.params, self.slots, grads, numbers)
-        mx.async_eval(self.params, self.slots, norm)
+        self.params, self.slots, norm = self._update(self.params, self.slots, grads, numbers, self.scale)
+        if self.scales:
+            self.scale, self.clean = next_loss_scale(self.scale, self.clean, mx.isfinite(norm))
+        mx.async_eval(self.params, self.slots, norm, self.scale, self.clean)
         return MLXPending(loss, norm, tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
-        """Per-token loss (batch, seq); 0 where the target is -1."""
-        logits_BTV = self._filled_model(self.params)(mx.array(batch.inputs))
-        return np.array(token_nats(logits_BTV, mx.array(batch.targets)))
+        """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
+        return np.array(self._token_nats(self.params, *_to_device(batch), None))
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
@@ -106,24 +111,57 @@ class MLXLearner:
             part, parameter = name.split("/", 1)
             yield name, np.array(self._tree(part)[parameter])
 
-    def load(self, tensors: TensorSource, step: int) -> None:
-        """Replace weights and slots; the step itself comes back with the next scalars."""
+    def loss_scale(self) -> LossScale | None:
+        """The present one; waits for the device."""
+        return LossScale(float(np.array(self.scale)), int(np.array(self.clean))) if self.scales else None
+
+    def load(self, tensors: TensorSource, step: int, loss_scale: LossScale | None = None) -> None:
+        """Replace weights, slots and loss scale; the step itself comes back with the next scalars."""
         check_names(self.state_names, tensors)
         for name, shape in self.state_names:
             part, parameter = name.split("/", 1)
             self._tree(part)[parameter] = mx.array(take(tensors, name, shape))
+        self._set_scale(loss_scale)
+
+    def _set_scale(self, loss_scale: LossScale | None) -> None:
+        if self.scales:
+            given = loss_scale or INITIAL_LOSS_SCALE
+            self.scale, self.clean = mx.array(given.scale), mx.array(float(given.clean_updates))
 
     def _tree(self, part: str) -> Tree:
         return self.params if part == WEIGHTS else self.slots[part]
 
     def _summed_nats(
-        self, params: Tree, inputs_BT: mx.array, targets_BT: mx.array, keys_B: mx.array, scale: mx.array
+        self,
+        params: Tree,
+        inputs_BT: mx.array,
+        targets_BT: mx.array,
+        segments_BT: mx.array | None,
+        keys_B: mx.array,
+        scale: mx.array,
     ) -> mx.array:
-        return token_nats(self._filled_model(params)(inputs_BT, keys_B), targets_BT).sum() * scale
+        return self._token_nats(params, inputs_BT, targets_BT, segments_BT, keys_B).sum() * scale
+
+    def _token_nats(
+        self,
+        params: Tree,
+        inputs_BT: mx.array,
+        targets_BT: mx.array,
+        segments_BT: mx.array | None,
+        keys_B: mx.array | None,
+    ) -> mx.array:
+        model = self._filled_model(params)
+        x_BTH = model.hidden(inputs_BT, segments_BT, keys_B)
+        return token_nats(x_BTH, model.head_weight, targets_BT, self.run.loss_chunk)
 
     def _filled_model(self, params: Tree) -> Model:
         # A new module each time, which costs no arrays (they are lazy): a shared one would keep old weights alive,
         # and after a compiled trace hold arrays that no longer mean anything.
-        model = Model(self.spec, self.dtype)
+        model = Model(self.spec, self.run)
         model.update(tree_unflatten(list(params.items())))
         return model
+
+
+def _to_device(batch: Batch) -> tuple[mx.array, mx.array, mx.array | None]:
+    segments = None if batch.segments is None else mx.array(batch.segments)
+    return mx.array(batch.inputs), mx.array(batch.targets), segments

@@ -3,13 +3,32 @@
 Layouts: B batch, T sequence, H hidden, N heads, K key/value heads, D head dimension, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import mlx.core as mx
 from mlx import nn
+from mlx.nn.utils import checkpoint
 
+from sconce.backend import ComputeOptions
 from sconce.spec import ModelSpec
+from sconce_mlx.attention import BLOCKED_FROM, attend_in_blocks, mask_of, visible
 from sconce_mlx.dropout import drop
 
+DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": lambda x: mx.square(mx.maximum(x, 0))}
+
+
+class Context(NamedTuple):
+    """What every block needs to know of a batch.
+
+    `keys_B` are the rows' dropout keys in training; without them nothing is dropped. `mask` is True (1 or B, 1, T, T)
+    where a query sees a key; without it attention is plainly causal, or in blocks within `segments_BT`.
+    """
+
+    keys_B: mx.array | None = None
+    mask: mx.array | None = None
+    segments_BT: mx.array | None = None
+    in_blocks: bool = False
 
 
 class Linear(nn.Module):
@@ -62,7 +81,7 @@ def make_norm(spec: ModelSpec) -> nn.Module:
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, q_size, spec.attention_bias)
@@ -73,8 +92,10 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.rope_theta = spec.rope_theta
         self.head_dim = spec.head_dim
+        self.window = spec.sliding_window
         self.dropout = spec.attn_dropout
         self.layer = layer
+        self.fused = run.attention != "reference"
 
     def project(self, x_BTH: mx.array, offset: int) -> tuple[mx.array, mx.array, mx.array]:
         """Queries (B, N, T, D), keys and values (B, K, T, D); the first token stands at position `offset`."""
@@ -92,25 +113,33 @@ class Attention(nn.Module):
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.swapaxes(1, 2).flatten(2))
 
-    def attend(self, q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array) -> mx.array:
-        """Causal attention of the last T positions over all keys, (B, N, T, D)."""
+    def attend_cached(self, q_BNTD: mx.array, k_BKSD: mx.array, v_BKSD: mx.array) -> mx.array:
+        """Causal attention of the last T positions over all S, (B, N, T, D)."""
+        seen, length = k_BKSD.shape[2], q_BNTD.shape[2]
+        mask = (
+            "causal" if self.window is None else visible(mx.arange(seen - length, seen), mx.arange(seen), self.window)
+        )
         scale = self.head_dim**-0.5
-        return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKTD, v_BKTD, scale=scale, mask="causal")
+        return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKSD, v_BKSD, scale=scale, mask=mask)
 
-    def __call__(self, x_BTH: mx.array, keys_B: mx.array | None) -> mx.array:
+    def __call__(self, x_BTH: mx.array, context: Context) -> mx.array:
         q, k, v = self.project(x_BTH, offset=0)
-        if keys_B is not None and self.dropout > 0:
-            return self.merge(self._attend_dropped(q, k, v, keys_B))
-        return self.merge(self.attend(q, k, v))
+        if not self.fused or (context.keys_B is not None and self.dropout > 0):
+            return self.merge(self._attend_in_full(q, k, v, context))
+        if context.in_blocks:
+            return self.merge(attend_in_blocks(q, k, v, self.window, context.segments_BT))
+        mask = "causal" if context.mask is None else context.mask
+        return self.merge(mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask))
 
-    def _attend_dropped(self, q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, keys_B: mx.array) -> mx.array:
-        """Attention with dropped probabilities: the fused kernel drops none, so the scores are made in full."""
+    def _attend_in_full(self, q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, context: Context) -> mx.array:
+        """Attention whose probabilities exist as an array: what dropout needs, and the reference for the rest."""
         groups = q_BNTD.shape[1] // k_BKTD.shape[1]
         k_BNTD, v_BNTD = (mx.repeat(x, groups, axis=1) for x in (k_BKTD, v_BKTD))
         scores_BNTT = (q_BNTD * self.head_dim**-0.5) @ k_BNTD.swapaxes(2, 3)
-        past_TT = mx.tri(*scores_BNTT.shape[2:], dtype=mx.bool_)
-        probs_BNTT = mx.softmax(mx.where(past_TT, scores_BNTT.astype(mx.float32), float("-inf")), axis=-1)
-        return drop(probs_BNTT, self.dropout, keys_B, self.layer, "attention").astype(v_BNTD.dtype) @ v_BNTD
+        assert context.mask is not None
+        probs_BNTT = mx.softmax(mx.where(context.mask, scores_BNTT.astype(mx.float32), float("-inf")), axis=-1)
+        dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.layer, "attention")
+        return dropped_BNTT.astype(v_BNTD.dtype) @ v_BNTD
 
 
 class MLP(nn.Module):
@@ -133,56 +162,78 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
-        self.self_attn = Attention(spec, layer)
+        self.self_attn = Attention(spec, layer, run)
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
         self.dropout = spec.residual_dropout
         self.layer = layer
 
-    def __call__(self, x: mx.array, keys_B: mx.array | None) -> mx.array:
-        branch = self.self_attn(self.input_layernorm(x), keys_B)
-        x = x + drop(branch, self.dropout, keys_B, self.layer, "attention_output")
+    def __call__(self, x: mx.array, context: Context) -> mx.array:
+        branch = self.self_attn(self.input_layernorm(x), context)
+        x = x + drop(branch, self.dropout, context.keys_B, self.layer, "attention_output")
         branch = self.mlp(self.post_attention_layernorm(x))
-        return x + drop(branch, self.dropout, keys_B, self.layer, "mlp_output")
+        return x + drop(branch, self.dropout, context.keys_B, self.layer, "mlp_output")
 
 
 class Trunk(nn.Module):
-    """Embedding, blocks and final norm: token ids (B, T) to hidden states (B, T, H)."""
+    """Embedding, blocks and final norm."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = [Block(spec, layer) for layer in range(spec.num_layers)]
+        self.layers = [Block(spec, layer, run) for layer in range(spec.num_layers)]
         self.norm = make_norm(spec)
 
 
 class Model(nn.Module):
-    """The whole model: token ids (B, T) to logits (B, T, V) in `dtype`."""
+    """The whole model, computing in the run's precision."""
 
-    def __init__(self, spec: ModelSpec, dtype: mx.Dtype) -> None:
+    def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
         super().__init__()
-        self.model = Trunk(spec)
+        self.model = Trunk(spec, run)
         tied = spec.tie_word_embeddings
         self.lm_head = None if tied else Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        self.dtype = dtype
+        self.dtype = DTYPES[run.precision]
+        self.window = spec.sliding_window
+        self.in_full = run.attention == "reference" or spec.attn_dropout > 0
+        self.in_blocks = run.attention == "auto" and spec.attn_dropout == 0
+        self.recompute_every = run.recompute_every
 
     def embed(self, tokens_BT: mx.array) -> mx.array:
         """Hidden states before the first block, (B, T, H); their dtype is the compute dtype from here on."""
         return self.model.embed_tokens(tokens_BT).astype(self.dtype)
 
+    @property
+    def head_weight(self) -> mx.array:
+        """(V, H), float32."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
     def head(self, x: mx.array) -> mx.array:
         """Logits (..., V) of hidden states (..., H) that have left the last block."""
         x = self.model.norm(x)
-        if self.lm_head is None:
-            return x @ self.model.embed_tokens.weight.astype(x.dtype).T
-        return self.lm_head(x)
+        return x @ self.head_weight.astype(x.dtype).T
 
-    def __call__(self, tokens_BT: mx.array, keys_B: mx.array | None = None) -> mx.array:
-        """`keys_B` are the rows' dropout keys in training; without them nothing is dropped."""
+    def hidden(self, tokens_BT: mx.array, segments_BT: mx.array | None, keys_B: mx.array | None) -> mx.array:
+        """What the head multiplies, (B, T, H): the last block's output, normed.
+
+        Tokens see those of their own segment alone. `keys_B` are the rows' dropout keys, in training.
+        """
+        context = self._context(tokens_BT.shape[1], segments_BT, keys_B)
         x = self.embed(tokens_BT)
-        for block in self.model.layers:
-            x = block(x, keys_B)
-        return self.head(x)
+        for layer, block in enumerate(self.model.layers):
+            if self.recompute_every and layer % self.recompute_every == 0 and keys_B is not None:
+                x = checkpoint(block, lambda x, block=block: block(x, context))(x)
+            else:
+                x = block(x, context)
+        return self.model.norm(x)
+
+    def _context(self, length: int, segments_BT: mx.array | None, keys_B: mx.array | None) -> Context:
+        if self.in_blocks and keys_B is not None and length >= BLOCKED_FROM:
+            return Context(keys_B, segments_BT=segments_BT, in_blocks=True)
+        if not self.in_full and self.window is None and segments_BT is None:
+            return Context(keys_B)
+        everything = slice(0, length)
+        return Context(keys_B, mask_of(everything, everything, self.window, segments_BT))

@@ -4,10 +4,19 @@ import math
 
 import mlx.core as mx
 
+from sconce.backend import LOSS_SCALE_INTERVAL, LOSS_SCALE_RANGE
 from sconce.optim import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_EPS, NEWTON_SCHULZ_ROUNDS, OptimSpec
 from sconce.spec import ModelSpec
 
 Tree = dict[str, mx.array]
+
+
+def next_loss_scale(scale: mx.array, clean: mx.array, finite: mx.array) -> tuple[mx.array, mx.array]:
+    """After an update: halve the scale if it was skipped, double it after enough that were not; `LossScale`."""
+    clean = mx.where(finite, clean + 1, 0)
+    grow = clean >= LOSS_SCALE_INTERVAL
+    factor = mx.where(finite, mx.where(grow, 2.0, 1.0), 0.5)
+    return mx.clip(scale * factor, *LOSS_SCALE_RANGE), mx.where(grow, 0, clean)
 
 
 class Optimizer:
@@ -27,14 +36,14 @@ class Optimizer:
         return [learning_rate, 1 - self.optim.beta1**t, 1 - self.optim.beta2**t]
 
     def update(
-        self, params: Tree, slots: dict[str, Tree], grads: Tree, scalars: mx.array
+        self, params: Tree, slots: dict[str, Tree], grads: Tree, scalars: mx.array, loss_scale: mx.array
     ) -> tuple[Tree, dict[str, Tree], mx.array]:
         """Clip, then update; `scalars` holds what the method of that name returned.
 
-        `slots` are arrays by slot and parameter. Returns new parameters, new slots and the norm before clipping.
-        Nothing changes if it is not finite.
+        `slots` are arrays by slot and parameter; `loss_scale` multiplied the gradients. Returns new parameters, new
+        slots and the norm before clipping. Nothing changes if it is not finite.
         """
-        norm = mx.sqrt(sum((mx.sum(mx.square(grad)) for grad in grads.values()), mx.array(0.0)))
+        norm = mx.sqrt(sum((mx.sum(mx.square(grad)) for grad in grads.values()), mx.array(0.0))) / loss_scale
         finite = mx.isfinite(norm)
         scale = mx.maximum((norm + 1e-6) / (self.optim.max_grad_norm or float("inf")), 1.0)
         new_params: Tree = {}
@@ -43,7 +52,7 @@ class Optimizer:
             spec = self.params[name]
             held = [slots[slot][name] for slot in self.optim.slots(spec)]
             rule = self.rules[self.optim.rule(spec)]
-            updated, *new = rule(param, grads[name] / scale, self.optim.decay(spec), scalars, *held)
+            updated, *new = rule(param, grads[name] / (scale * loss_scale), self.optim.decay(spec), scalars, *held)
             new_params[name] = mx.where(finite, updated, param)
             for slot, before, after in zip(self.optim.slots(spec), held, new, strict=True):
                 new_slots[slot][name] = mx.where(finite, after, before)

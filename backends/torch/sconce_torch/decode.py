@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sconce.spec import ModelSpec
-from sconce_torch.model import Attention, Block, Model
+from sconce_torch.model import Attention, Block, Model, visible
 
 
 class TorchDecoder:
@@ -16,6 +16,7 @@ class TorchDecoder:
     def __init__(self, model: Model, spec: ModelSpec, rows: int, max_len: int) -> None:
         self.model = model
         self.filled = 0
+        self.window = spec.sliding_window
         shape = (2, rows, spec.num_kv_heads, max_len, spec.head_dim)
         device = model.model.embed_tokens.weight.device
         self.cache = [torch.empty(shape, dtype=model.dtype, device=device) for _ in range(spec.num_layers)]
@@ -37,8 +38,8 @@ class TorchDecoder:
         cache[0, :, :, self.filled : end] = k_BKTD
         cache[1, :, :, self.filled : end] = v_BKTD
         # torch aligns is_causal to the upper left; with a filled cache the mask must be aligned to the lower right.
-        queries = torch.arange(self.filled, end, device=x_BTH.device)
-        mask_TS = queries[:, None] >= torch.arange(end, device=x_BTH.device)
+        positions = torch.arange(end, device=x_BTH.device)
+        mask_TS = visible(positions[self.filled :], positions, self.window)
         keys, values = cache[:, :, :, :end]
         out = F.scaled_dot_product_attention(q_BNTD, keys, values, attn_mask=mask_TS, enable_gqa=True)
         return attention.merge(out)

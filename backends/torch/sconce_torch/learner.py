@@ -1,5 +1,6 @@
 """One optimizer step in PyTorch, and the state it changes."""
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sconce.backend import (
+    INITIAL_LOSS_SCALE,
     WEIGHTS,
     Batch,
     ComputeOptions,
+    LossScale,
     StepMetrics,
     StepScalars,
     TensorSource,
@@ -22,11 +25,9 @@ from sconce.dropout import row_keys
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.decode import TorchDecoder
-from sconce_torch.loss import token_nats
+from sconce_torch.loss import summed_nats, token_nats
 from sconce_torch.model import Model
-from sconce_torch.optim import Optimizer
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from sconce_torch.optim import LossScaler, Optimizer
 
 
 class TorchPending:
@@ -69,37 +70,43 @@ class TorchLearner:
         self.spec = spec
         self.device = device
         with torch.device(device):
-            self.model = Model(spec, DTYPES[run.precision])
+            self.model = Model(spec, run)
         self.params = dict(self.model.named_parameters())
         check_names([(param.name, param.shape) for param in spec.params()], weights)
         for param in spec.params():
             self.params[param.name].detach().copy_(torch.from_numpy(take(weights, param.name, param.shape)))
         self.state_names = state_names(spec, optim)
         self.optim = Optimizer(spec, optim, self.params)
+        self.loss_chunk = run.loss_chunk or sys.maxsize
+        self.scaler = LossScaler(device) if run.precision == "fp16" else None
         compiled = run.compile if run.compile is not None else device.type == "cuda"
         self._summed_nats = torch.compile(self._sum_nats, dynamic=False) if compiled else self._sum_nats
 
     def step(self, batches: Sequence[Batch], scalars: StepScalars) -> TorchPending:
         """Accumulate over the micro-batches, clip, update."""
-        tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        tokens = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
         for param in self.params.values():
             param.grad = None
         loss = torch.zeros((), device=self.device)
+        scale = None if self.scaler is None else self.scaler.scale
         first_row = 0
         for batch in batches:
             keys_B = self._put_keys(row_keys(scalars.seed, scalars.step, first_row, len(batch.inputs)))
             first_row += len(batch.inputs)
-            part = self._summed_nats(self._put(batch.inputs), self._put(batch.targets), keys_B) / tokens
-            part.backward()
+            part = self._summed_nats(*self._put_batch(batch), keys_B) / tokens
+            (part if scale is None else part * scale).backward()
             loss += part.detach()
-        norm = self.optim.update(scalars.learning_rate)
+        norm = self.optim.update(scalars.learning_rate, scalars.step, scale)
+        if self.scaler is not None:
+            self.scaler.update(norm.isfinite())
         return TorchPending(torch.stack((loss, norm)), tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
-        """Per-token loss (batch, seq); 0 where the target is -1."""
+        """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
         with torch.inference_mode():
-            logits_BTV = self.model(self._put(batch.inputs))
-            return token_nats(logits_BTV, self._put(batch.targets)).cpu().numpy()
+            inputs, targets, segments = self._put_batch(batch)
+            x_BTH = self.model.hidden(inputs, segments, None)
+            return token_nats(x_BTH, self.model.head_weight, targets, self.loss_chunk).cpu().numpy()
 
     def decoder(self, rows: int, max_len: int) -> TorchDecoder:
         """A decoder over the present weights."""
@@ -110,19 +117,29 @@ class TorchLearner:
         for name, _ in self.state_names:
             yield name, self._tensor(name).cpu().numpy()
 
-    def load(self, tensors: TensorSource, step: int) -> None:
-        """Replace weights and slots, as they were after `step` updates."""
+    def loss_scale(self) -> LossScale | None:
+        """The present one; waits for the device."""
+        return None if self.scaler is None else self.scaler.read()
+
+    def load(self, tensors: TensorSource, step: int, loss_scale: LossScale | None = None) -> None:
+        """Replace weights, slots and loss scale; the step itself comes back with the next scalars."""
         check_names(self.state_names, tensors)
         for name, shape in self.state_names:
             self._tensor(name).copy_(torch.from_numpy(take(tensors, name, shape)))
-        self.optim.set_step(step)
+        if self.scaler is not None:
+            self.scaler.set(loss_scale or INITIAL_LOSS_SCALE)
 
     def _tensor(self, name: str) -> Tensor:
         part, parameter = name.split("/", 1)
         return self.params[parameter].detach() if part == WEIGHTS else self.optim.slots[parameter][part]
 
-    def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor, keys_B: Tensor) -> Tensor:
-        return token_nats(self.model(inputs_BT, keys_B), targets_BT).sum()
+    def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor) -> Tensor:
+        x_BTH = self.model.hidden(inputs_BT, segments_BT, keys_B)
+        return summed_nats(x_BTH, self.model.head_weight, targets_BT, self.loss_chunk)
+
+    def _put_batch(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        segments = None if batch.segments is None else self._put(batch.segments)
+        return self._put(batch.inputs), self._put(batch.targets), segments
 
     def _put(self, tokens: NDArray[np.int32]) -> Tensor:
         host = torch.from_numpy(tokens.astype(np.int64))

@@ -1,11 +1,58 @@
-"""Cross-entropy in float32, per token, in nats."""
+"""Cross-entropy in float32, in nats: with all logits at once, or in chunks that are never held together."""
 
+from typing import cast
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 
-def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """-log p(target) as float32 (B, T); 0 where the target is -1."""
-    logits_NV = logits_BTV.float().flatten(0, 1)  # the vocabulary last: softmax over a strided axis is 4 times slower
-    nats_N = F.cross_entropy(logits_NV, targets_BT.flatten(), ignore_index=-1, reduction="none")
-    return nats_N.view_as(targets_BT)
+def token_nats(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
+    """-log p(target) as float32 (B, T), of logits x @ weight.T made `chunk` tokens at a time; 0 where target is -1."""
+    weight_VH = weight_VH.to(x_BTH.dtype)
+    pairs = zip(x_BTH.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True)
+    return torch.cat([_nats(F.linear(x_NH, weight_VH), targets_N) for x_NH, targets_N in pairs]).view_as(targets_BT)
+
+
+def summed_nats(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
+    """The sum of `token_nats`, to be differentiated."""
+    x_NH, targets_N = x_BTH.flatten(0, 1), targets_BT.flatten()
+    if len(targets_N) <= chunk:
+        # The vocabulary last: softmax over a strided axis is 4 times slower.
+        return _nats(F.linear(x_NH, weight_VH.to(x_NH.dtype)), targets_N).sum()
+    return _ChunkedNats.apply(x_NH, weight_VH, targets_N, chunk)  # type: ignore[return-value]
+
+
+def _nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=-1, reduction="none")
+
+
+class _ChunkedNats(torch.autograd.Function):
+    """Makes both gradients on the way forward, while a chunk's logits are there, so that none is made twice or kept."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+        weight = weight_VH.to(x_NH.dtype)
+        total = torch.zeros((), device=x_NH.device)
+        grad_x_NH = torch.empty_like(x_NH)
+        grad_weight_VH = torch.zeros_like(weight_VH)
+        for start in range(0, len(targets_N), chunk):
+            x, targets = x_NH[start : start + chunk], targets_N[start : start + chunk]
+            logits = F.linear(x, weight).float()
+            scored = (targets >= 0)[:, None]
+            log_z = logits.logsumexp(-1, keepdim=True)
+            picked = logits.gather(-1, targets.clamp(min=0)[:, None])
+            total += ((log_z - picked) * scored).sum()
+            logits.sub_(log_z).exp_()  # p(token), which is the gradient but for 1 at the target
+            logits.scatter_add_(-1, targets.clamp(min=0)[:, None], -torch.ones_like(log_z))
+            grad = (logits * scored).to(x.dtype)
+            grad_x_NH[start : start + chunk] = grad @ weight
+            grad_weight_VH += grad.T @ x
+        ctx.save_for_backward(grad_x_NH, grad_weight_VH)
+        return total
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_x_NH, grad_weight_VH = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
+        return grad_x_NH * grads[0].to(grad_x_NH.dtype), grad_weight_VH * grads[0], None, None

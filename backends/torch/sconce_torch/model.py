@@ -3,14 +3,36 @@
 Layouts: B batch, T sequence, H hidden, N heads, K key/value heads, D head dimension, V vocabulary.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from sconce.backend import ComputeOptions
 from sconce.spec import ModelSpec
 from sconce_torch.dropout import drop
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x).square()}
+
+
+class Context(NamedTuple):
+    """What every block needs to know of a batch.
+
+    `keys_B` are the rows' dropout keys in training; without them nothing is dropped. `mask` is True (1 or B, 1, T, T)
+    where a query sees a key; without it attention is plainly causal.
+    """
+
+    keys_B: Tensor | None = None
+    mask: Tensor | None = None
+
+
+def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
+    """True (T, S) where the query at one position sees the key at another: itself and what came before."""
+    distance_TS = queries_T[:, None] - keys_S
+    return distance_TS >= 0 if window is None else (distance_TS >= 0) & (distance_TS < window)
 
 
 class Linear(nn.Module):
@@ -82,7 +104,7 @@ class Rope(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, q_size, spec.attention_bias)
@@ -95,6 +117,7 @@ class Attention(nn.Module):
         self.head_dim = spec.head_dim
         self.dropout = spec.attn_dropout
         self.layer = layer
+        self.fused = run.attention != "reference"
 
     def project(self, x_BTH: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, N, T, D), keys and values (B, K, T, D); the first token stands at position `offset`."""
@@ -108,20 +131,25 @@ class Attention(nn.Module):
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.transpose(1, 2).flatten(2))
 
-    def forward(self, x_BTH: Tensor, keys_B: Tensor | None) -> Tensor:
+    def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
         q, k, v = self.project(x_BTH, offset=0)
-        if keys_B is not None and self.dropout > 0:
-            return self.merge(self._attend_dropped(q, k, v, keys_B))
-        return self.merge(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+        if not self.fused or (context.keys_B is not None and self.dropout > 0):
+            return self.merge(self._attend_in_full(q, k, v, context))
+        if q.is_cuda and q.dtype == torch.float32:  # no fused CUDA kernel shares float32 keys between heads
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        mask = context.mask
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return self.merge(out)
 
-    def _attend_dropped(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, keys_B: Tensor) -> Tensor:
-        """Attention with dropped probabilities: the fused kernels draw their own, so the scores are made in full."""
+    def _attend_in_full(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context) -> Tensor:
+        """Attention whose probabilities exist as an array: what dropout needs, and the reference for the rest."""
         groups = q_BNTD.shape[1] // k_BKTD.shape[1]
         k_BNTD, v_BNTD = (x.repeat_interleave(groups, dim=1) for x in (k_BKTD, v_BKTD))
         scores_BNTT = (q_BNTD * self.head_dim**-0.5) @ k_BNTD.transpose(2, 3)
-        future_TT = torch.ones(scores_BNTT.shape[2:], dtype=torch.bool, device=q_BNTD.device).triu(1)
-        probs_BNTT = scores_BNTT.float().masked_fill(future_TT, float("-inf")).softmax(dim=-1)
-        return drop(probs_BNTT, self.dropout, keys_B, self.layer, "attention").to(v_BNTD.dtype) @ v_BNTD
+        assert context.mask is not None
+        probs_BNTT = scores_BNTT.float().masked_fill(~context.mask, float("-inf")).softmax(dim=-1)
+        dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.layer, "attention")
+        return dropped_BNTT.to(v_BNTD.dtype) @ v_BNTD
 
 
 class MLP(nn.Module):
@@ -144,56 +172,78 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, spec: ModelSpec, layer: int) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
-        self.self_attn = Attention(spec, layer)
+        self.self_attn = Attention(spec, layer, run)
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
         self.dropout = spec.residual_dropout
         self.layer = layer
 
-    def forward(self, x: Tensor, keys_B: Tensor | None) -> Tensor:
-        branch = self.self_attn(self.input_layernorm(x), keys_B)
-        x = x + drop(branch, self.dropout, keys_B, self.layer, "attention_output")
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        branch = self.self_attn(self.input_layernorm(x), context)
+        x = x + drop(branch, self.dropout, context.keys_B, self.layer, "attention_output")
         branch = self.mlp(self.post_attention_layernorm(x))
-        return x + drop(branch, self.dropout, keys_B, self.layer, "mlp_output")
+        return x + drop(branch, self.dropout, context.keys_B, self.layer, "mlp_output")
 
 
 class Trunk(nn.Module):
-    """Embedding, blocks and final norm: token ids (B, T) to hidden states (B, T, H)."""
+    """Embedding, blocks and final norm."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.num_layers))
+        self.layers = nn.ModuleList(Block(spec, layer, run) for layer in range(spec.num_layers))
         self.norm = make_norm(spec)
 
 
 class Model(nn.Module):
-    """The whole model: token ids (B, T) to logits (B, T, V) in `dtype`."""
+    """The whole model, computing in the run's precision."""
 
-    def __init__(self, spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
         super().__init__()
-        self.model = Trunk(spec)
+        self.model = Trunk(spec, run)
         tied = spec.tie_word_embeddings
         self.lm_head = None if tied else Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        self.dtype = dtype
+        self.dtype = DTYPES[run.precision]
+        self.window = spec.sliding_window
+        self.in_full = run.attention == "reference" or spec.attn_dropout > 0
+        self.recompute_every = run.recompute_every
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Hidden states before the first block, (B, T, H); their dtype is the compute dtype from here on."""
         return self.model.embed_tokens(tokens_BT).to(self.dtype)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, H), float32."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
     def head(self, x: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., H) that have left the last block."""
         x = self.model.norm(x)
-        if self.lm_head is None:
-            return F.linear(x, self.model.embed_tokens.weight.to(x.dtype))
-        return self.lm_head(x)
+        return F.linear(x, self.head_weight.to(x.dtype))
 
-    def forward(self, tokens_BT: Tensor, keys_B: Tensor | None = None) -> Tensor:
-        """`keys_B` are the rows' dropout keys in training; without them nothing is dropped."""
+    def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor | None) -> Tensor:
+        """What the head multiplies, (B, T, H): the last block's output, normed.
+
+        Tokens see those of their own segment alone. `keys_B` are the rows' dropout keys, in training.
+        """
+        context = Context(keys_B, self._mask(tokens_BT, segments_BT))
         x = self.embed(tokens_BT)
-        for block in self.model.layers:
-            x = block(x, keys_B)
-        return self.head(x)
+        for layer, block in enumerate(self.model.layers):
+            if self.recompute_every and layer % self.recompute_every == 0 and torch.is_grad_enabled():
+                x = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, context)
+        return self.model.norm(x)
+
+    def _mask(self, tokens_BT: Tensor, segments_BT: Tensor | None) -> Tensor | None:
+        if not self.in_full and self.window is None and segments_BT is None:
+            return None
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        mask = visible(positions_T, positions_T, self.window)[None]
+        if segments_BT is not None:
+            mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
+        return mask[:, None]

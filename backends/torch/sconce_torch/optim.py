@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from sconce.backend import INITIAL_LOSS_SCALE, LOSS_SCALE_INTERVAL, LOSS_SCALE_RANGE, LossScale
 from sconce.optim import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_EPS, NEWTON_SCHULZ_ROUNDS, OptimSpec
 from sconce.spec import ModelSpec, ParamSpec
 
@@ -16,6 +17,32 @@ class _FusedAdam(torch.optim.Adam):
 
     grad_scale: Tensor
     found_inf: Tensor
+
+
+class LossScaler:
+    """fp16's loss scale on the device, so that the host need not wait for it: `sconce.backend.LossScale`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.scale = torch.zeros((), device=device)
+        self.clean = torch.zeros((), device=device)
+        self.set(INITIAL_LOSS_SCALE)
+
+    def update(self, finite: Tensor) -> None:
+        """After an update: halve the scale if it was skipped, double it after enough that were not."""
+        clean = torch.where(finite, self.clean + 1, 0)
+        grow = clean >= LOSS_SCALE_INTERVAL
+        factor = torch.where(finite, torch.where(grow, 2.0, 1.0), 0.5)
+        self.scale = (self.scale * factor).clamp(*LOSS_SCALE_RANGE)
+        self.clean = torch.where(grow, 0, clean)
+
+    def read(self) -> LossScale:
+        """The present one; waits for the device."""
+        return LossScale(self.scale.item(), int(self.clean.item()))
+
+    def set(self, value: LossScale) -> None:
+        """Go on with this one."""
+        self.scale.fill_(value.scale)
+        self.clean.fill_(value.clean_updates)
 
 
 class Optimizer:
@@ -33,11 +60,18 @@ class Optimizer:
         self.rules = {"sgd": self._sgd, "lion": self._lion, "muon": self._muon}
         self.others = [param for param in spec.params() if optim.rule(param) not in FUSED]
 
-    def update(self, learning_rate: float) -> Tensor:
-        """Clip, then update from the gradients; returns the norm before clipping, on the device."""
+    def update(self, learning_rate: float, step: int, loss_scale: Tensor | None) -> Tensor:
+        """Clip, then update from the gradients, which `loss_scale` multiplied; `step` updates were done before.
+
+        Returns the norm before clipping, on the device.
+        """
         grads = [param.grad for param in self.params.values() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
+        if loss_scale is not None:
+            norm = norm / loss_scale
         scale = ((norm + 1e-6) / (self.optim.max_grad_norm or float("inf"))).clamp(min=1.0)
+        if loss_scale is not None:
+            scale = scale * loss_scale
         finite = norm.isfinite()
         if self.adam is not None:
             # The fused kernel divides by grad_scale, which saves a pass over the gradients, and skips the update when
@@ -46,17 +80,12 @@ class Optimizer:
             self.adam.found_inf = (~finite).float()
             for group in self.adam.param_groups:
                 group["lr"] = learning_rate
+            self.counts.fill_(float(step))  # the kernel does not count an update that it skips
             self.adam.step()
         with torch.no_grad():
             for param in self.others:
                 self._update_one(param, learning_rate, scale, finite)
         return norm
-
-    def set_step(self, step: int) -> None:
-        """Go on as after `step` updates; the slots are set by whoever calls this."""
-        if self.adam is not None:
-            for state in self.adam.state.values():
-                state["step"].fill_(float(step))
 
     def _fused_adam(self, params: list[ParamSpec]) -> _FusedAdam:
         optim = self.optim
@@ -71,9 +100,10 @@ class Optimizer:
             fused=True,
             decoupled_weight_decay=optim.algorithm != "adam",
         )
-        for param in params:
+        # One tensor whose elements are every parameter's own count, as the kernel wants them.
+        self.counts = torch.zeros(len(params), device=self.params[params[0].name].device)
+        for param, count in zip(params, self.counts, strict=True):
             weight, slots = self.params[param.name], self.slots[param.name]
-            count = torch.zeros((), device=weight.device)
             adam.state[weight] = {"step": count, "exp_avg": slots["adam_m"], "exp_avg_sq": slots["adam_v"]}
         return adam
 

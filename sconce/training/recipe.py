@@ -1,0 +1,93 @@
+"""What a config asks of the schedule, the optimizer and the device."""
+
+import os
+from typing import get_args
+
+from sconce.backend import AttentionKind, ComputeOptions
+from sconce.config import (
+    RunConfig,
+    beta2,
+    micro_batch_size,
+    momentum,
+    precision,
+    recompute_every,
+    sequence_length,
+)
+from sconce.errors import ConfigError
+from sconce.optim import OptimSpec
+from sconce.schedule import Schedule
+from sconce.spec import ModelSpec
+
+LOGITS_BYTES = 256 * 2**20  # float32 logits that are made at once; larger ones are made in chunks
+CHUNK_BYTES = 64 * 2**20
+MIN_CHUNK = 256  # tokens: below, the matrix products are too thin
+
+
+def make_schedule(config: RunConfig, rows: int) -> Schedule:
+    """The learning-rate schedule, its horizon in steps; `rows` a step are one epoch."""
+    scheduler = config.scheduler
+    total = scheduler.total_steps
+    if total is None:
+        assert scheduler.total_epochs is not None, "config asks for one of the two"
+        total = max(1, int(scheduler.total_epochs * rows / config.data.batch_size))
+    if scheduler.warmup_steps > total:
+        raise ConfigError(f"scheduler.warmup_steps: found {scheduler.warmup_steps}, and the run has {total} steps")
+    room = total - scheduler.warmup_steps
+    decay_steps = scheduler.decay_steps or max(1, min(total // 5, room))
+    if scheduler.decay_steps is not None and decay_steps > room:
+        raise ConfigError(f"scheduler.decay_steps: found {decay_steps}, expected at most the {room} after the warm-up")
+    return Schedule(
+        strategy=scheduler.strategy,
+        peak_lr=config.optimizer.learning_rate,
+        total_steps=total,
+        warmup_steps=scheduler.warmup_steps,
+        min_lr=scheduler.min_lr,
+        power=scheduler.power,
+        decay_steps=decay_steps,
+    )
+
+
+def make_optim(config: RunConfig) -> OptimSpec:
+    """The update rule that a config describes."""
+    optimizer = config.optimizer
+    return OptimSpec(
+        algorithm=optimizer.algorithm,
+        beta1=optimizer.beta1,
+        beta2=beta2(config),
+        momentum=momentum(config),
+        eps=optimizer.epsilon,
+        weight_decay=optimizer.weight_decay,
+        max_grad_norm=optimizer.max_grad_norm,
+    )
+
+
+def make_compute(config: RunConfig, spec: ModelSpec) -> ComputeOptions:
+    """How the device computes. Raises ConfigError for an ATTN_BACKEND that means nothing."""
+    return ComputeOptions(
+        precision=precision(config),
+        compile=config.runtime.compile,
+        attention=_attention(config),
+        recompute_every=recompute_every(config),
+        loss_chunk=_loss_chunk(config, spec),
+    )
+
+
+def _attention(config: RunConfig) -> AttentionKind:
+    """The config's choice; where it leaves it open, the environment's."""
+    if config.runtime.attention_backend != "auto":
+        return config.runtime.attention_backend
+    wanted = os.environ.get("ATTN_BACKEND", "auto")
+    for kind in get_args(AttentionKind):
+        if wanted == kind:
+            return kind
+    raise ConfigError(f"ATTN_BACKEND: found {wanted!r}, expected one of {', '.join(get_args(AttentionKind))}")
+
+
+def _loss_chunk(config: RunConfig, spec: ModelSpec) -> int | None:
+    asked = config.runtime.loss_chunk
+    if asked is not None:
+        return asked or None
+    tokens = micro_batch_size(config) * sequence_length(config)
+    if 4 * tokens * spec.vocab_size <= LOGITS_BYTES:
+        return None
+    return max(MIN_CHUNK, CHUNK_BYTES // (4 * spec.vocab_size))
