@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sconce.mixing import mix32, splitmix64
+from sconce.mixing import MIX32_MULTIPLIERS, MIX32_SHIFTS, mix32, splitmix64
 
 Site = Literal["attention", "attention_output", "mlp_output"]
 SITES: tuple[Site, ...] = ("attention", "attention_output", "mlp_output")
@@ -32,7 +32,11 @@ def row_keys(seed: int, step: int, first_row: int, count: int) -> NDArray[np.uin
 
 def site_constant(layer: int, site: Site) -> int:
     """What tells one place in the model from another, a uint32."""
-    return int(mix32(np.array([len(SITES) * layer + SITES.index(site)], np.uint32))[0])
+    # In Python's integers: torch.compile traces through this, and has no uint32 arithmetic for numpy's.
+    x = len(SITES) * layer + SITES.index(site)
+    for shift, multiplier in zip(MIX32_SHIFTS[:2], MIX32_MULTIPLIERS, strict=True):
+        x = (x ^ (x >> shift)) * multiplier % 2**32
+    return x ^ (x >> MIX32_SHIFTS[2])
 
 
 def threshold(rate: float) -> int:

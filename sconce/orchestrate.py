@@ -14,9 +14,10 @@ from sconce.data.sources import list_sources
 from sconce.errors import ConfigError
 from sconce.files import sha256_file, write_atomic, write_json
 from sconce.tokenizer.bpe import Tokenizer, VocabularyError, train_tokenizer
+from sconce.training.job import start
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
-from sconce.training.run import RunFolder, corpus_of, open_run
+from sconce.training.run import RunFolder, corpus_of
 
 CLAIM = "orchestrate.json"  # which job the folder belongs to, and the config as this program wrote it
 LOCAL_VOCAB_SIZE = 1024
@@ -52,8 +53,7 @@ def orchestrate_local(job: LocalJob, folder: RunFolder, *, hardware: Hardware, r
             config = _begin(job, folder, config_path, reporter)
         else:
             config = load_config(config_path, job.overrides)
-        run = open_run(config, folder, hardware=hardware, resume=True, reporter=reporter)
-        return train(run)
+        return train(start(config, folder, hardware=hardware, resume=True, reporter=reporter))
 
 
 def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:

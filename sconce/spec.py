@@ -77,6 +77,11 @@ class ModelSpec:
                 group="head",
             )
 
+    @property
+    def drops(self) -> bool:
+        """Whether training drops anything."""
+        return self.attn_dropout > 0 or self.residual_dropout > 0
+
     def _block(self, prefix: str) -> Iterator[ParamSpec]:
         # Two branches a layer add to the residual stream: 1/sqrt(2L) keeps its variance at 1 in depth (GPT-2).
         into_residual = INIT_STD / math.sqrt(2 * self.num_layers)

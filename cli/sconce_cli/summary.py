@@ -40,6 +40,10 @@ def report_outcome(outcome: Outcome, folder: RunFolder, again: str, terminal: Te
         terminal.outcome("finished", fields, _describe(outcome, folder, again))
 
 
+def _tensorboard(folder: RunFolder) -> str:
+    return f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}  (pip install tensorboard)"
+
+
 def _describe(outcome: Outcome, folder: RunFolder, again: str) -> str:
     evaluation = outcome.evaluation
     assert evaluation is not None
@@ -59,7 +63,7 @@ def _describe(outcome: Outcome, folder: RunFolder, again: str) -> str:
         "",
         "next:",
         f'  {shlex.quote(program())} generate {run} --prompt "Once"',
-        f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}  (pip install tensorboard)",
+        *([_tensorboard(folder)] if folder.tensorboard.is_dir() else []),
         f"  {again} --override {outcome.extend}",
     ]
     return "\n".join(lines)

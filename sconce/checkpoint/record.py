@@ -12,6 +12,7 @@ from sconce.errors import CheckpointError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+IMPORTED = "sconce import"  # the backend that an imported checkpoint names
 
 
 class DamagedCheckpointError(CheckpointError):
@@ -58,6 +59,11 @@ class Checkpoint:
     versions: Mapping[str, str]
     hardware: Mapping[str, object]
     files: Mapping[str, FileRecord] = field(default_factory=dict[str, FileRecord])
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether another system trained it: no rows of ours, and nothing to certify."""
+        return self.backend == IMPORTED
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -152,7 +158,10 @@ def read_manifest(folder: Path) -> Checkpoint:
             f"{path}: checkpoint format {manifest['format']}, and this version of Sconce reads format {FORMAT}: "
             "use the version that wrote it"
         )
-    return _parse(cast(_Fields, manifest))  # the checksum vouches for the types
+    try:
+        return _parse(cast(_Fields, manifest))  # the checksum vouches for the types
+    except (KeyError, TypeError) as error:
+        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest (no {error})") from None
 
 
 def _parse(fields: _Fields) -> Checkpoint:

@@ -12,6 +12,7 @@ def relation_faults(config: RunConfig) -> Iterator[Relation]:
     """Every contradiction between keys."""
     yield from _model(config)
     yield from _data(config)
+    yield from _dropout(config)
     yield from _optimizer(config)
     yield from _schedule(config)
 
@@ -35,6 +36,17 @@ def _model(config: RunConfig) -> Iterator[Relation]:
         yield (
             ("model.num_key_value_heads", "model.num_attention_heads"),
             f"found {kv_heads}, expected a divisor of model.num_attention_heads {heads}",
+        )
+
+
+def _dropout(config: RunConfig) -> Iterator[Relation]:
+    length = config.data.sequence_length or config.model.max_position_embeddings
+    probabilities = config.model.num_attention_heads * length**2
+    if config.model.attn_dropout > 0 and probabilities >= 2**31:
+        yield (
+            ("model.attn_dropout", "data.sequence_length"),
+            f"would draw {probabilities:,} numbers a row and layer, expected at most {2**31:,}: use a shorter "
+            "sequence, or model.residual_dropout alone",
         )
 
 

@@ -75,7 +75,7 @@ def prepare(
                 if _sources_are_gone(corpus):
                     raise
                 if say is not None:
-                    say(f"WARNING: making the token shards anew: {error}")
+                    say(f"WARNING: {error}; making them anew of the text")
         _check_replaceable(folder)
         new, old = (folder.with_name(f".{folder.name}.tmp-{name}") for name in ("new", "old"))
         try:

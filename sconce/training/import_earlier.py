@@ -9,7 +9,7 @@ import numpy as np
 
 import sconce
 from sconce.backend import state_names
-from sconce.checkpoint.record import Checkpoint
+from sconce.checkpoint.record import IMPORTED, Checkpoint
 from sconce.checkpoint.store import CheckpointStore
 from sconce.config import RunConfig, config_from, dump_toml, model_spec, precision, sequence_length, to_json
 from sconce.errors import ConfigError
@@ -135,7 +135,7 @@ def _write(run: RunFolder, config: RunConfig, found: EarlierCheckpoint, spec: Mo
         tokens=rows * sequence_length(config),
         cursor={"fingerprint": None, "seed": config.runtime.seed, "rows_consumed": rows},
         best=None,
-        backend="sconce import",
+        backend=IMPORTED,
         precision=precision(config),
         versions={"sconce": sconce.__version__, "numpy": np.__version__, "python": platform.python_version()},
         hardware={},

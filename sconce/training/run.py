@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sconce.backend import Backend, DeviceInfo, Hardware, Learner, load_backend
+from sconce.backend import Backend, Hardware, Learner, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.store import CheckpointStore
 from sconce.config import (
@@ -26,7 +26,6 @@ from sconce.data.order import TrainOrder
 from sconce.data.prepare import is_current, prepare
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import CheckpointError, ConfigError, DataError
-from sconce.files import write_json
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
 from sconce.schedule import Schedule
@@ -152,12 +151,9 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"{config.data.batch_size * sequence_length(config):,} tokens, "
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
-    if (chunk := make_compute(config, spec).loss_chunk) is not None:
-        reporter.say(f"loss: logits of {chunk:,} tokens at a time")
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
-    write_json(folder.config, to_json(config))
-    run = Run(
+    return Run(
         config=config,
         folder=folder,
         tokenizer=tokenizer,
@@ -174,9 +170,6 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         rows_sha256=str(loaded.record.cursor.get("rows_sha256", NO_ROWS)) if loaded else NO_ROWS,
         resumed_from=loaded,
     )
-    if loaded is not None:
-        reporter.say(_describe_resume(config, device, loaded))
-    return run
 
 
 def _check_fits(config: RunConfig, spec: ModelSpec, tokenizer: Tokenizer, tokens: TokenData) -> None:
@@ -201,7 +194,8 @@ def check_same_run(config: RunConfig, tokenizer: Tokenizer, loaded: LoadedCheckp
             "put it back, or train in another --run-dir"
         )
     changed = differences(loaded.run_config, to_json(config))
-    forbidden = [change for change in changed if not change.allowed]
+    imported = loaded.record.is_imported  # whose rows were another system's: ours begin with this run
+    forbidden = [change for change in changed if not (change.allowed or (imported and change.key.startswith("data.")))]
     if not forbidden:
         return
     lines = [f"{change.key}: {change.old!r} in the checkpoint, {change.new!r} now" for change in forbidden]
@@ -307,12 +301,3 @@ def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: 
     if loaded is not None:
         learner.load(loaded.tensors, loaded.record.step, loaded.record.loss_scale)
     return learner
-
-
-def _describe_resume(config: RunConfig, device: DeviceInfo, loaded: LoadedCheckpoint) -> str:
-    record = loaded.record
-    here, there = (device.backend, device.kind), (record.backend, record.hardware.get("kind"))
-    moved = f", written by {there[0]} on {there[1]}, going on with {here[0]} on {here[1]}" if here != there else ""
-    changed = [change.key for change in differences(loaded.run_config, to_json(config))]
-    notice = f"; changed since: {', '.join(changed)}" if changed else ""
-    return f"resuming from {loaded.path.name}{moved}{notice}"

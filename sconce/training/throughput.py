@@ -1,6 +1,9 @@
 """Tokens a second of training proper: evaluations, checkpoints and samples do not count as training time."""
 
+from collections import deque
 from collections.abc import Callable
+
+MIN_UPDATES = 8  # whose figures may arrive in a burst, as the host runs ahead of the device
 
 
 class Throughput:
@@ -10,8 +13,9 @@ class Throughput:
         self._clock = clock
         self._busy = 0.0
         self._since = clock()
-        self._lap_busy = 0.0
-        self._lap_tokens = 0
+        self._tokens = 0
+        self._lap = (0.0, 0)
+        self._recent: deque[tuple[float, int]] = deque([(0.0, 0)], maxlen=MIN_UPDATES)
 
     def pause(self) -> None:
         """Something other than training begins."""
@@ -22,12 +26,13 @@ class Throughput:
         self._since = self._clock()
 
     def add(self, tokens: int) -> float:
-        """Count the tokens of a finished update; returns tokens a second since the last lap."""
-        self._lap_tokens += tokens
-        elapsed = self._busy + self._clock() - self._since - self._lap_busy
-        return self._lap_tokens / max(elapsed, 1e-9)
+        """Count the tokens of a finished update; tokens a second since the last lap, or over the last few updates."""
+        then, before = min(self._lap, self._recent[0])
+        self._tokens += tokens
+        now = self._busy + self._clock() - self._since
+        self._recent.append((now, self._tokens))
+        return (self._tokens - before) / max(now - then, 1e-9)
 
     def lap(self) -> None:
         """Start a new interval: the present rate has been logged."""
-        self._lap_busy = self._busy + self._clock() - self._since
-        self._lap_tokens = 0
+        self._lap = self._recent[-1]

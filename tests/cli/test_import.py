@@ -64,7 +64,7 @@ def test_bare_weights_begin_a_run_at_step_0(tmp_path):
     train = shlex.split(done.stdout.splitlines()[-1])[1:]
     done = sconce(*train, "--backend", INSTALLED[0], "--stop-at", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "resuming from step-00000000, written by sconce import" in done.stdout
+    assert "resuming from step-00000000, which was imported" in done.stdout
     assert "no checkpoint" not in done.stdout
     assert checkpoints(tmp_path / "run")[-1] == "step-00000002"
 

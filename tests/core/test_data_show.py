@@ -10,11 +10,12 @@ import pytest
 import tokenizers
 
 from sconce.backend import DeviceInfo, StepMetrics, state_names
-from sconce.config import config_from
+from sconce.config import config_from, to_json
 from sconce.data.corpus import Corpus
 from sconce.data.prepare import prepare
 from sconce.data.show import StepReader
 from sconce.errors import CheckpointError, DataError
+from sconce.files import write_json
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import load_tokenizer, train_tokenizer
 from sconce.training import run as run_module
@@ -187,6 +188,7 @@ def train_recorded(config, folder, monkeypatch, stop_at, resume=False):
     monkeypatch.setattr(run_module, "load_backend", lambda hardware: recorder)
     with folder.locked():
         run = open_run(config, folder, hardware="cpu", resume=resume, reporter=Silent())
+        write_json(folder.config, to_json(config))
         train(run, stop_at)
     return recorder.steps
 

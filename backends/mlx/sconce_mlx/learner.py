@@ -81,7 +81,7 @@ class MLXLearner:
         loss, grads, first_row = None, None, 0
         for batch in batches:
             tensors = _to_device(batch)
-            keys_B = mx.array(row_keys(scalars.seed, scalars.step, first_row, len(batch.inputs)))
+            keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
             first_row += len(batch.inputs)
             part, part_grads = self._nats_and_grads(self.params, *tensors, keys_B, per_token * self.scale)
             part = part / self.scale
@@ -99,7 +99,7 @@ class MLXLearner:
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
-        return np.array(self._token_nats(self.params, *_to_device(batch), None))
+        return np.array(self._token_nats(self.params, *_to_device(batch), None, differentiated=False))
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
@@ -137,10 +137,13 @@ class MLXLearner:
         inputs_BT: mx.array,
         targets_BT: mx.array,
         segments_BT: mx.array | None,
-        keys_B: mx.array,
+        keys_B: mx.array | None,
         scale: mx.array,
     ) -> mx.array:
-        return self._token_nats(params, inputs_BT, targets_BT, segments_BT, keys_B).sum() * scale
+        return self._token_nats(params, inputs_BT, targets_BT, segments_BT, keys_B, differentiated=True).sum() * scale
+
+    def _dropout_keys(self, scalars: StepScalars, first_row: int, rows: int) -> mx.array | None:
+        return mx.array(row_keys(scalars.seed, scalars.step, first_row, rows)) if self.spec.drops else None
 
     def _token_nats(
         self,
@@ -149,9 +152,10 @@ class MLXLearner:
         targets_BT: mx.array,
         segments_BT: mx.array | None,
         keys_B: mx.array | None,
+        differentiated: bool,
     ) -> mx.array:
         model = self._filled_model(params)
-        x_BTH = model.hidden(inputs_BT, segments_BT, keys_B)
+        x_BTH = model.hidden(inputs_BT, segments_BT, keys_B, differentiated)
         return token_nats(x_BTH, model.head_weight, targets_BT, self.run.loss_chunk)
 
     def _filled_model(self, params: Tree) -> Model:

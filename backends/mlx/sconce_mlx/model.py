@@ -216,22 +216,26 @@ class Model(nn.Module):
         x = self.model.norm(x)
         return x @ self.head_weight.astype(x.dtype).T
 
-    def hidden(self, tokens_BT: mx.array, segments_BT: mx.array | None, keys_B: mx.array | None) -> mx.array:
+    def hidden(
+        self, tokens_BT: mx.array, segments_BT: mx.array | None, keys_B: mx.array | None, differentiated: bool
+    ) -> mx.array:
         """What the head multiplies, (B, T, H): the last block's output, normed.
 
-        Tokens see those of their own segment alone. `keys_B` are the rows' dropout keys, in training.
+        Tokens see those of their own segment alone. `keys_B` are the rows' dropout keys, in training. What is to be
+        `differentiated` is computed in ways that keep less for the gradient.
         """
-        context = self._context(tokens_BT.shape[1], segments_BT, keys_B)
+        in_blocks = self.in_blocks and differentiated and tokens_BT.shape[1] >= BLOCKED_FROM
+        context = self._context(tokens_BT.shape[1], segments_BT, keys_B, in_blocks)
         x = self.embed(tokens_BT)
         for layer, block in enumerate(self.model.layers):
-            if self.recompute_every and layer % self.recompute_every == 0 and keys_B is not None:
+            if self.recompute_every and layer % self.recompute_every == 0 and differentiated:
                 x = checkpoint(block, lambda x, block=block: block(x, context))(x)
             else:
                 x = block(x, context)
         return self.model.norm(x)
 
-    def _context(self, length: int, segments_BT: mx.array | None, keys_B: mx.array | None) -> Context:
-        if self.in_blocks and keys_B is not None and length >= BLOCKED_FROM:
+    def _context(self, length: int, segments_BT: mx.array | None, keys_B: mx.array | None, in_blocks: bool) -> Context:
+        if in_blocks:
             return Context(keys_B, segments_BT=segments_BT, in_blocks=True)
         if not self.in_full and self.window is None and segments_BT is None:
             return Context(keys_B)

@@ -91,7 +91,7 @@ class TorchLearner:
         scale = None if self.scaler is None else self.scaler.scale
         first_row = 0
         for batch in batches:
-            keys_B = self._put_keys(row_keys(scalars.seed, scalars.step, first_row, len(batch.inputs)))
+            keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
             first_row += len(batch.inputs)
             part = self._summed_nats(*self._put_batch(batch), keys_B) / tokens
             (part if scale is None else part * scale).backward()
@@ -133,19 +133,22 @@ class TorchLearner:
         part, parameter = name.split("/", 1)
         return self.params[parameter].detach() if part == WEIGHTS else self.optim.slots[parameter][part]
 
-    def _sum_nats(self, inputs_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor) -> Tensor:
+    def _sum_nats(
+        self, inputs_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor | None
+    ) -> Tensor:
         x_BTH = self.model.hidden(inputs_BT, segments_BT, keys_B)
         return summed_nats(x_BTH, self.model.head_weight, targets_BT, self.loss_chunk)
 
+    def _dropout_keys(self, scalars: StepScalars, first_row: int, rows: int) -> Tensor | None:
+        if not self.spec.drops:
+            return None
+        return self._put(row_keys(scalars.seed, scalars.step, first_row, rows).view(np.int32))
+
     def _put_batch(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         segments = None if batch.segments is None else self._put(batch.segments)
-        return self._put(batch.inputs), self._put(batch.targets), segments
+        return self._put(batch.inputs).long(), self._put(batch.targets).long(), segments
 
-    def _put(self, tokens: NDArray[np.int32]) -> Tensor:
-        host = torch.from_numpy(tokens.astype(np.int64))
-        if self.device.type == "cuda":
-            return host.pin_memory().to(self.device, non_blocking=True)
-        return host
-
-    def _put_keys(self, keys_B: NDArray[np.uint32]) -> Tensor:
-        return torch.from_numpy(keys_B.view(np.int32)).to(self.device)
+    def _put(self, array: NDArray[np.int32]) -> Tensor:
+        """On CUDA through pinned memory, so that the host does not wait for what the device has queued."""
+        host = torch.from_numpy(array)
+        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
