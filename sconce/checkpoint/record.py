@@ -10,7 +10,7 @@ from typing import TypedDict, cast
 from sconce.backend import LossScale
 from sconce.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 IMPORTED = "sconce import"  # the backend that an imported checkpoint names
 
@@ -32,12 +32,13 @@ class Certificate:
     """What the next micro-batch gives at these weights, nothing dropped: a resumed run must reproduce it.
 
     `rows` are row numbers, `tokens_sha256` is of them and their tokens (`data.batches.rows_sha256`), `loss` is mean
-    nats a token.
+    nats a token, `nats` are those of the first row's first tokens.
     """
 
     rows: tuple[int, ...]
     tokens_sha256: str
     loss: float
+    nats: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,7 @@ class _CertificateFields(TypedDict):
     rows: list[int]
     tokens_sha256: str
     loss: float
+    nats: list[float]
 
 
 class _LossScaleFields(TypedDict):
@@ -132,6 +134,7 @@ def _certificate_fields(certificate: Certificate) -> _CertificateFields:
         "rows": list(certificate.rows),
         "tokens_sha256": certificate.tokens_sha256,
         "loss": certificate.loss,
+        "nats": list(certificate.nats),
     }
 
 
@@ -171,9 +174,7 @@ def _parse(fields: _Fields) -> Checkpoint:
         tokens=fields["tokens"],
         cursor=fields["cursor"],
         best=None if best is None else (best["step"], best["loss"]),
-        certificate=None
-        if certificate is None
-        else Certificate(tuple(certificate["rows"]), certificate["tokens_sha256"], certificate["loss"]),
+        certificate=None if certificate is None else _parse_certificate(certificate),
         loss_scale=None if scale is None else LossScale(scale["scale"], scale["clean_updates"]),
         backend=fields["backend"],
         precision=fields["precision"],
@@ -181,6 +182,10 @@ def _parse(fields: _Fields) -> Checkpoint:
         hardware=fields["hardware"],
         files={name: FileRecord(file["bytes"], file["sha256"]) for name, file in fields["files"].items()},
     )
+
+
+def _parse_certificate(fields: _CertificateFields) -> Certificate:
+    return Certificate(tuple(fields["rows"]), fields["tokens_sha256"], fields["loss"], tuple(fields["nats"]))
 
 
 def _checksum(fields: Mapping[str, object]) -> str:

@@ -14,12 +14,22 @@ from sconce.data.order import TrainOrder
 from sconce.data.shards import TokenStore
 from sconce.errors import CheckpointError
 
-# Largest difference of the mean loss, in nats a token, that rounding explains. Measured from torch to MLX, both on a
-# CPU: up to 2e-6 in fp32, 5e-4 in bf16 and between the two; on one device nothing, and 1e-7 in fp32 with another
-# micro-batch. The rest is room for GPUs. For comparison: one norm off by a thousandth costs a small model 1e-4.
-# fp16 rounds eight times finer than bf16.
-SAME_DEVICE = {"fp32": 1e-5, "fp16": 2e-4, "bf16": 1e-3}
-OTHER_DEVICE = {"fp32": 1e-4, "fp16": 1e-3, "bf16": 5e-3}
+TOKENS = 256  # of the first row, whose losses are kept one by one
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """What rounding explains: the largest difference of the mean loss and of one token's, in nats."""
+
+    mean: float
+    token: float
+
+
+# Measured between torch and MLX, both on a CPU: fp32 up to 2e-6 in the mean and 3e-6 in a token, bf16 and any pair with
+# it 5e-4 and 3e-2, fp16 2e-5 and 2e-3; on one device nothing, and in fp32 1e-7 in the mean with another micro-batch.
+# The rest is room for GPUs. For comparison: one norm off by a thousandth moves a small model's mean by 1e-4.
+SAME_DEVICE = {"fp32": Tolerance(1e-5, 1e-4), "fp16": Tolerance(2e-4, 5e-3), "bf16": Tolerance(1e-3, 5e-2)}
+OTHER_DEVICE = {"fp32": Tolerance(1e-4, 5e-4), "fp16": Tolerance(1e-3, 2e-2), "bf16": Tolerance(5e-3, 1.5e-1)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,26 +49,32 @@ class Witness:
         size = self.micro_batch_size
         return [read_batch(self.tokens, rows[i : i + size], self.seq_len) for i in range(0, len(rows), size)]
 
-    def loss(self, batches: Sequence[Batch]) -> float:
-        """Mean nats a token at the present weights."""
-        nats = sum(float(self.learner.nats(batch).astype(np.float64).sum()) for batch in batches)
-        return nats / sum(int((batch.targets >= 0).sum()) for batch in batches)
+    def losses(self, batches: Sequence[Batch]) -> tuple[float, NDArray[np.float64]]:
+        """Mean nats a token at the present weights, and the first row's first TOKENS one by one."""
+        nats = [self.learner.nats(batch).astype(np.float64) for batch in batches]
+        scored = sum(int((batch.targets >= 0).sum()) for batch in batches)
+        return sum(float(part.sum()) for part in nats) / scored, nats[0][0, :TOKENS]
 
 
 def certify(witness: Witness, step: int) -> Certificate:
     """The certificate of a run after `step` updates."""
     rows = witness.order.rows(step)[: witness.micro_batch_size]
     batches = witness.batches(rows)
-    return Certificate(tuple(rows.tolist()), rows_sha256(rows, batches), witness.loss(batches))
+    loss, nats = witness.losses(batches)
+    # Six decimals are finer than any tolerance, and keep the manifest short.
+    return Certificate(tuple(rows.tolist()), rows_sha256(rows, batches), loss, tuple(np.round(nats, 6).tolist()))
 
 
 def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
     """Reproduce the checkpoint's certificate; what was found, for people.
 
-    Raises CheckpointError, naming what differs: the order of the rows, their tokens, or the model's loss on them.
+    It speaks of the data and of what the model computes; the optimizer's moments are vouched for by their file's hash
+    alone. Raises CheckpointError, naming what differs: the order of the rows, their tokens, or the model's losses.
     """
     expected = loaded.record.certificate
     if expected is None:
+        if not loaded.record.is_imported:
+            raise _failed(loaded, "it has none, and only an imported checkpoint may lack it")
         return "none in this checkpoint (it was imported), so nothing to compare with"
     rows = np.array(expected.rows, np.int64)
     if witness.order.rows(loaded.record.step)[: len(rows)].tolist() != list(expected.rows):
@@ -68,26 +84,44 @@ def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
         raise _failed(
             loaded, f"rows {', '.join(map(str, expected.rows[:4]))} ... hold other tokens than when it was saved"
         )
-    loss, allowed = witness.loss(batches), tolerance(loaded.record, witness.device, witness.precision)
+    loss, nats = witness.losses(batches)
+    allowed = tolerance(loaded.record, witness.device, witness.precision)
     difference = abs(loss - expected.loss)
-    if not difference <= allowed:
+    if not difference <= allowed.mean:
         raise _failed(
             loaded,
             f"the next micro-batch has loss {loss:.6f} here and had {expected.loss:.6f} when it was saved, which "
-            f"rounding does not explain (allowed {allowed:g}): the weights, or what model.* makes of them, differ; "
-            "or this backend computes wrongly, which `sconce doctor` shows",
+            f"rounding does not explain (allowed {allowed.mean:g}): {CULPRITS}",
         )
-    return f"the next micro-batch has the loss it had, {loss:.6f} (off by {difference:.1e} of {allowed:g})"
+    apart = np.abs(nats - np.array(expected.nats))
+    worst = int(apart.argmax())
+    if not apart[worst] <= allowed.token:
+        raise _failed(
+            loaded,
+            f"token {worst + 1} of row {expected.rows[0]} has loss {nats[worst]:.6f} here and had "
+            f"{expected.nats[worst]:.6f} when it was saved, which rounding does not explain (allowed "
+            f"{allowed.token:g}): {CULPRITS}",
+        )
+    return (
+        f"the next micro-batch has the loss it had, {loss:.6f} (off by {difference:.1e} of {allowed.mean:g}; "
+        f"of {len(nats)} tokens none by more than {apart[worst]:.1e} of {allowed.token:g})"
+    )
 
 
-def tolerance(record: Checkpoint, device: DeviceInfo, precision: str) -> float:
-    """How far apart the two losses may be, by the coarser of the two precisions and by whether the device is another.
+CULPRITS = (
+    "the weights, or what model.* makes of them, differ; or this backend computes wrongly, which `sconce doctor` shows"
+)
 
-    A change of precision counts as a change of device: its rounding no longer cancels.
+
+def tolerance(record: Checkpoint, device: DeviceInfo, precision: str) -> Tolerance:
+    """How far apart the losses may be, by the coarser of the two precisions and by whether the device is another.
+
+    Another version of the framework, or another precision, counts as another device: rounding no longer cancels.
     """
-    there = (record.backend, record.hardware.get("kind"), record.precision)
-    table = SAME_DEVICE if there == (device.backend, device.kind, precision) else OTHER_DEVICE
-    return max(table[record.precision], table[precision])
+    there = (record.backend, record.precision, *(record.hardware.get(fact) for fact in ("kind", "name", "version")))
+    same = there == (device.backend, precision, device.kind, device.name, device.version)
+    table = SAME_DEVICE if same else OTHER_DEVICE
+    return max(table[record.precision], table[precision], key=lambda allowed: allowed.mean)
 
 
 def _failed(loaded: LoadedCheckpoint, what: str) -> CheckpointError:
