@@ -34,7 +34,7 @@ class StepScalars:
 
     step: int
     learning_rate: float
-    seed: int = 0
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,13 +69,13 @@ def test_the_same_model_and_data_pass_anywhere(there, here, precision):
 def test_a_norm_that_is_off_does_not_pass(there, here, precision, off_by):
     weights = random_weights(SPEC)
     weights["model.layers.1.input_layernorm.weight"] *= off_by
-    with pytest.raises(CheckpointError, match="certificate failed.*which rounding does not explain"):
+    with pytest.raises(CheckpointError, match=r"certificate failed.*which rounding does not explain"):
         check_certificate(witness(here, precision, weights), saved(witness(there, precision)))
 
 
 @pytest.mark.parametrize("hardware", INSTALLED)
 def test_another_rotary_base_does_not_pass(hardware):
-    with pytest.raises(CheckpointError, match="what model.* makes of them"):
+    with pytest.raises(CheckpointError, match=r"what model\.\* makes of them"):
         check_certificate(witness(hardware, spec=replace(SPEC, rope_theta=1000.0)), saved(witness(hardware)))
 
 
@@ -106,7 +106,7 @@ def test_losses_that_are_equal_in_the_mean_alone_do_not_pass():
     assert "has the loss it had" in check_certificate(writer, loaded)
     exchanged = nats.copy()
     exchanged[0, [3, 7]] = nats[0, [7, 3]]
-    with pytest.raises(CheckpointError, match="token [48] of row .* which rounding does not explain"):
+    with pytest.raises(CheckpointError, match=r"token [48] of row .* which rounding does not explain"):
         check_certificate(replace(writer, learner=Losses(exchanged)), loaded)
 
 

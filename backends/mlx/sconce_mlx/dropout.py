@@ -1,5 +1,7 @@
 """`sconce.dropout` in MLX."""
 
+import math
+
 import mlx.core as mx
 
 from sconce.dropout import DRAW_SHIFT, Site, site_constant, threshold
@@ -11,7 +13,7 @@ def drop(x: mx.array, rate: float, keys_B: mx.array | None, layer: int, site: Si
     if keys_B is None or rate == 0:
         return x
     site_keys_B = _mix32(keys_B ^ _uint32(site_constant(layer, site)))
-    index_N = _mix32(mx.arange(x[0].size, dtype=mx.uint32))
+    index_N = _mix32(mx.arange(math.prod(x.shape[1:]), dtype=mx.uint32))
     draws_BN = _mix32(index_N ^ site_keys_B[:, None]) >> DRAW_SHIFT
     keep = (draws_BN >= threshold(rate)).reshape(x.shape)
     return mx.where(keep, x.astype(mx.float32) * (1 / (1 - rate)), 0.0).astype(x.dtype)

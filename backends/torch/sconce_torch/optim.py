@@ -108,28 +108,28 @@ class Optimizer:
         return adam
 
     def _update_one(self, spec: ParamSpec, lr: float, scale: Tensor, finite: Tensor) -> None:
+        """In place, as the largest parameter may be a tenth of the device; nothing changes where `finite` is false."""
         param, slots = self.params[spec.name], self.slots[spec.name]
         assert param.grad is not None, spec.name
-        rule = self.rules[self.optim.rule(spec)]
         (held,) = slots.values()
-        updated, new = rule(param, param.grad / scale, self.optim.decay(spec), lr, held)
-        param.copy_(torch.where(finite, updated, param))
-        held.copy_(torch.where(finite, new, held))
+        grad = param.grad.div_(scale).masked_fill_(~finite, 0.0)
+        gate = finite.float()
+        self.rules[self.optim.rule(spec)](param, grad, self.optim.decay(spec), lr * gate, held, gate)
 
-    def _sgd(self, param: Tensor, grad: Tensor, decay: float, lr: float, m: Tensor) -> tuple[Tensor, Tensor]:
-        m = self.optim.momentum * m + grad + decay * param
-        return param - lr * m, m
+    def _sgd(self, param: Tensor, grad: Tensor, decay: float, lr: Tensor, m: Tensor, gate: Tensor) -> None:
+        m.mul_(1 - (1 - self.optim.momentum) * gate).add_(grad.add_(param, alpha=decay).masked_fill_(gate == 0, 0.0))
+        param.addcmul_(m, -lr)
 
-    def _lion(self, param: Tensor, grad: Tensor, decay: float, lr: float, m: Tensor) -> tuple[Tensor, Tensor]:
-        beta1, beta2 = self.optim.beta1, self.optim.beta2
-        direction = (beta1 * m + (1 - beta1) * grad).sign()
-        return param * (1 - lr * decay) - lr * direction, beta2 * m + (1 - beta2) * grad
+    def _lion(self, param: Tensor, grad: Tensor, decay: float, lr: Tensor, m: Tensor, gate: Tensor) -> None:
+        direction = m.lerp(grad, 1 - self.optim.beta1).sign_()
+        m.lerp_(grad, (1 - self.optim.beta2) * gate)
+        param.mul_(1 - lr * decay).addcmul_(direction, -lr)
 
-    def _muon(self, param: Tensor, grad: Tensor, decay: float, lr: float, m: Tensor) -> tuple[Tensor, Tensor]:
-        momentum = self.optim.momentum
-        m = momentum * m + (1 - momentum) * grad
-        direction = newton_schulz(momentum * m + (1 - momentum) * grad) * (MUON_RMS * math.sqrt(max(param.shape)))
-        return param * (1 - lr * decay) - lr * direction, m
+    def _muon(self, param: Tensor, grad: Tensor, decay: float, lr: Tensor, m: Tensor, gate: Tensor) -> None:
+        weight = 1 - self.optim.momentum
+        m.lerp_(grad, weight * gate)
+        direction = newton_schulz(m.lerp(grad, weight))
+        param.mul_(1 - lr * decay).addcmul_(direction, -lr * (MUON_RMS * math.sqrt(max(param.shape))))
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
