@@ -1,0 +1,352 @@
+"""Training steps of one Llama beside the public peers', on the same data: tokens a second and peak memory.
+
+    python benchmarks/peers.py [--framework torch|mlx] [--shape M|S] [--precision fp32|bf16] [--seq N] [--json]
+
+Contestants take turns, a few steps each, so that a slower minute of the machine meets all of them: the figure to read
+is the median of the ratios to the first contestant, round by round. Memory is the peak of a process of its own that
+does three steps: of the process on a CPU, of its arrays in MLX and on CUDA. Everybody computes Llama with AdamW, the
+same betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROUNDS, STEPS = 7, 3
+LEARNING_RATE, BETAS, EPS, DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
+FRAMEWORKS = {
+    "torch": [
+        "transformers compiled",
+        "transformers eager",
+        "transformers Trainer",
+        "sconce",
+        "sconce compiled",
+        "sconce lean",
+    ],
+    "mlx": ["mlx-lm compiled", "sconce", "sconce compiled", "sconce lean"],
+}
+Step = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Shape:
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    seq: int
+    rows: int
+    vocab: int = 4096
+
+
+SHAPES = {"M": Shape(384, 1024, 6, 6, 512, 6), "S": Shape(128, 352, 2, 2, 256, 4)}
+
+
+def batches(shape: Shape) -> Iterator[np.ndarray]:
+    """Fresh random rows of seq + 1 tokens, the same for every contestant."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield rng.integers(0, shape.vocab, (shape.rows, shape.seq + 1)).astype(np.int32)
+
+
+def sconce_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
+    from sconce.backend import ComputeOptions, StepScalars, load_backend
+    from sconce.data.batches import Batch
+    from sconce.init import InitialWeights
+    from sconce.optim import OptimSpec
+    from sconce.spec import ModelSpec
+
+    spec = ModelSpec(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_layers=shape.layers,
+        num_heads=shape.heads,
+        num_kv_heads=shape.heads,
+        head_dim=shape.hidden // shape.heads,
+        max_position_embeddings=shape.seq,
+    )
+    lean = name.endswith("lean")
+    compute = ComputeOptions(
+        precision=arguments.precision,
+        compile=name.endswith("compiled"),
+        recompute_every=1 if lean else 0,
+        loss_chunk=512 if lean else None,
+    )
+    optim = OptimSpec(beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
+    hardware = "mlx" if arguments.framework == "mlx" else arguments.device
+    learner = load_backend(hardware).learner(spec, optim, compute, InitialWeights(spec, 0))
+    source, done = batches(shape), 0
+
+    def step() -> None:
+        nonlocal done
+        tokens = next(source)
+        batch = Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
+        learner.step([batch], StepScalars(done, LEARNING_RATE, seed=0)).read()
+        done += 1
+
+    return step
+
+
+def llama(shape: Shape, device: str):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.seq,
+        tie_word_embeddings=True,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config).to(device)
+
+
+def transformers_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
+    import torch
+
+    torch.manual_seed(0)
+    model = llama(shape, arguments.device)
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, BETAS, EPS, DECAY, fused=True)
+    forward = torch.compile(model, dynamic=False) if name.endswith("compiled") else model
+    source = batches(shape)
+
+    def step() -> None:
+        tokens = torch.from_numpy(next(source).astype(np.int64)).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+            logits = forward(input_ids=tokens[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+def trainer_step(shape: Shape, arguments: argparse.Namespace) -> Step:
+    """One step is `train()` of one step, its set-up apart: the Trainer's own loop runs in a thread and is let go."""
+    import queue
+    import threading
+
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    go: queue.Queue[None] = queue.Queue()
+    finished: queue.Queue[None] = queue.Queue()
+
+    class Gate(TrainerCallback):
+        def on_step_begin(self, *_: object, **__: object) -> None:
+            go.get()
+
+        def on_step_end(self, *_: object, **__: object) -> None:
+            finished.put(None)
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            for tokens in batches(shape):
+                for row in torch.from_numpy(tokens[:, :-1].astype(np.int64)):
+                    yield {"input_ids": row, "labels": row}
+
+    options = TrainingArguments(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=shape.rows,
+        max_steps=10**6,
+        learning_rate=LEARNING_RATE,
+        adam_beta1=BETAS[0],
+        adam_beta2=BETAS[1],
+        weight_decay=DECAY,
+        bf16=arguments.precision == "bf16",
+        use_cpu=arguments.device == "cpu",
+        torch_compile=True,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    trainer = Trainer(llama(shape, arguments.device), options, train_dataset=Rows(), callbacks=[Gate()])
+    threading.Thread(target=trainer.train, daemon=True).start()
+
+    def step() -> None:
+        go.put(None)
+        finished.get()
+
+    return step
+
+
+def mlx_lm_step(shape: Shape) -> Step:
+    import mlx.core as mx
+    import mlx.optimizers
+    from mlx import nn
+    from mlx_lm.models.llama import Model, ModelArgs
+
+    model = Model(
+        ModelArgs(
+            model_type="llama",
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            intermediate_size=shape.intermediate,
+            num_attention_heads=shape.heads,
+            rms_norm_eps=1e-5,
+            vocab_size=shape.vocab,
+            tie_word_embeddings=True,
+        )
+    )
+    mx.eval(model.parameters())
+    optimizer = mlx.optimizers.AdamW(LEARNING_RATE, list(BETAS), EPS, DECAY)
+
+    def loss_of(inputs: mx.array, targets: mx.array) -> mx.array:
+        return nn.losses.cross_entropy(model(inputs), targets, reduction="mean")
+
+    state = [model.state, optimizer.state]
+    differentiate = nn.value_and_grad(model, loss_of)
+
+    def update(inputs: mx.array, targets: mx.array) -> mx.array:
+        loss, grads = differentiate(inputs, targets)
+        grads, _ = mlx.optimizers.clip_grad_norm(grads, 1.0)
+        optimizer.update(model, grads)
+        return loss
+
+    compiled = mx.compile(update, inputs=state, outputs=state)
+    source = batches(shape)
+
+    def step() -> None:
+        tokens = next(source)
+        loss = compiled(mx.array(tokens[:, :-1]), mx.array(tokens[:, 1:]))
+        mx.eval(loss, state)
+
+    return step
+
+
+def make(name: str, arguments: argparse.Namespace) -> Step:
+    shape = shape_of(arguments)
+    if name.startswith("sconce"):
+        return sconce_step(name, shape, arguments)
+    if name.startswith("mlx-lm"):
+        return mlx_lm_step(shape)
+    return trainer_step(shape, arguments) if name.endswith("Trainer") else transformers_step(name, shape, arguments)
+
+
+def shape_of(arguments: argparse.Namespace) -> Shape:
+    shape = SHAPES[arguments.shape]
+    return Shape(**{**vars(shape), "seq": arguments.seq or shape.seq, "rows": arguments.rows or shape.rows})
+
+
+def peak_bytes(arguments: argparse.Namespace) -> int:
+    if arguments.framework == "mlx":
+        import mlx.core as mx
+
+        return mx.get_peak_memory()
+    if arguments.device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":  # whose ru_maxrss a process inherits from the one that started it
+        status = Path("/proc/self/status").read_text()
+        return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def measure_memory(name: str) -> int:
+    """In a process of its own, as the peak of a process never falls."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def compete(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    names = [name for name in FRAMEWORKS[arguments.framework] if name not in arguments.without]
+    steps, first = {}, {}
+    for name in names:
+        step = steps[name] = make(name, arguments)
+        started = time.perf_counter()
+        step()
+        first[name] = time.perf_counter() - started
+        step()
+    rates: dict[str, list[float]] = {name: [] for name in names}
+    shape = shape_of(arguments)
+    for _ in range(arguments.rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            for _ in range(STEPS):
+                step()
+            rates[name].append(STEPS * shape.rows * shape.seq / (time.perf_counter() - started))
+    rows = []
+    for name in names:
+        ratios = [own / base for own, base in zip(rates[name], rates[names[0]], strict=True)]
+        rows.append(
+            {
+                "name": name,
+                "tokens_per_second": statistics.median(rates[name]),
+                "slowest": min(rates[name]),
+                "fastest": max(rates[name]),
+                "ratio": statistics.median(ratios),
+                "first_step_seconds": first[name],
+                "peak_bytes": measure_memory(name),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--framework", default="torch", choices=FRAMEWORKS)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="of torch")
+    parser.add_argument("--shape", default="M", choices=SHAPES)
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--seq", type=int)
+    parser.add_argument("--rows", type=int)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contestant out")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.framework == "mlx" and arguments.precision != "fp32":
+        parser.error("mlx-lm keeps its optimizer in the weights' dtype: only fp32 compares the same training")
+    if arguments.framework == "mlx":
+        from sconce.backend import load_backend
+
+        load_backend("mlx")  # before MLX is imported: OpenBLAS for both sides
+    if arguments.memory_of:
+        step = make(arguments.memory_of, arguments)
+        for _ in range(3):
+            step()
+        print(peak_bytes(arguments), flush=True)
+        os._exit(0)  # the Trainer's thread still waits
+    rows = compete(arguments)
+    if arguments.json:
+        print(json.dumps(rows))
+    else:
+        print_table(rows, arguments)
+
+
+def print_table(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:
+    shape = shape_of(arguments)
+    print(f"{arguments.shape}, {shape.rows} rows of {shape.seq}, {arguments.precision}, {arguments.framework}")
+    print(f"{'':24}{'tokens/s':>9}{'spread':>18}{'ratio':>7}{'first step':>12}{'peak MB':>9}")
+    for row in rows:
+        spread = f"{row['slowest']:,.0f}-{row['fastest']:,.0f}"
+        print(
+            f"{row['name']:24}{row['tokens_per_second']:9,.0f}{spread:>18}{row['ratio']:7.2f}"
+            f"{row['first_step_seconds']:10.1f} s{row['peak_bytes'] / 1e6:9,.0f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
+    sys.stdout.flush()
+    os._exit(0)  # the Trainer's thread still waits
