@@ -22,13 +22,15 @@ class Context(NamedTuple):
     """What every block needs to know of a batch.
 
     `keys_B` are the rows' dropout keys in training; without them nothing is dropped. `mask` is True (1 or B, 1, T, T)
-    where a query sees a key; without it attention is plainly causal, or in blocks within `segments_BT`.
+    where a query sees a key; without it attention is plainly causal, or in blocks within `segments_BT`. What is to be
+    `differentiated` keeps for its gradient only what is dear to compute.
     """
 
     keys_B: mx.array | None = None
     mask: mx.array | None = None
     segments_BT: mx.array | None = None
     in_blocks: bool = False
+    differentiated: bool = False
 
 
 class Linear(nn.Module):
@@ -153,10 +155,15 @@ class MLP(nn.Module):
         self.down_proj = Linear(ffn, hidden, bias)
         self.activation = ACTIVATIONS[spec.activation]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        if self.gate_proj is None:
-            return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+    def __call__(self, x: mx.array, differentiated: bool = False) -> mx.array:
+        parts = [self.up_proj(x)] if self.gate_proj is None else [self.gate_proj(x), self.up_proj(x)]
+        # Recomputed in part: the gradient asks for the activation again, which is cheap, and not for the product.
+        # Otherwise two arrays more as large as `parts` would be kept, a third of what a block keeps.
+        down = checkpoint(self, self._down) if differentiated else self._down
+        return down(*parts)
+
+    def _down(self, first: mx.array, *up: mx.array) -> mx.array:
+        return self.down_proj(self.activation(first) * up[0] if up else self.activation(first))
 
 
 class Block(nn.Module):
@@ -174,7 +181,7 @@ class Block(nn.Module):
     def __call__(self, x: mx.array, context: Context) -> mx.array:
         branch = self.self_attn(self.input_layernorm(x), context)
         x = x + drop(branch, self.dropout, context.keys_B, self.layer, "attention_output")
-        branch = self.mlp(self.post_attention_layernorm(x))
+        branch = self.mlp(self.post_attention_layernorm(x), context.differentiated)
         return x + drop(branch, self.dropout, context.keys_B, self.layer, "mlp_output")
 
 
@@ -226,6 +233,7 @@ class Model(nn.Module):
         """
         in_blocks = self.in_blocks and differentiated and tokens_BT.shape[1] >= BLOCKED_FROM
         context = self._context(tokens_BT.shape[1], segments_BT, keys_B, in_blocks)
+        context = context._replace(differentiated=differentiated)
         x = self.embed(tokens_BT)
         for layer, block in enumerate(self.model.layers):
             if self.recompute_every and layer % self.recompute_every == 0 and differentiated:
