@@ -118,6 +118,8 @@ class Learner(Protocol):
 
         The loss, and so the gradient, is summed nats over all micro-batches / scored tokens of all of them.
         An update with a non-finite gradient norm changes nothing, but for fp16's loss scale; its metrics show it.
+        Raises OutOfMemoryError when the micro-batches are too large; the step may then be asked for again in smaller
+        ones, if the error says that the state is intact.
         """
         ...
 
@@ -168,8 +170,14 @@ class Backend(Protocol):
         """Peak bytes in use so far: of the device where it has its own memory, else of this process."""
         ...
 
+    def matmul_seconds(self, precision: Precision, size: int, repeats: int) -> float:
+        """Seconds for `repeats` products of two (size, size) matrices, until the device has done them."""
+        ...
+
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> Learner:
-        """A learner at step 0 with these weights, by parameter name (no "model/" prefix), and zero slots."""
+        """A learner at step 0 with these weights, by parameter name (no "model/" prefix), and zero slots.
+
+        Raises OutOfMemoryError when they do not fit."""
         ...
 
 

@@ -23,5 +23,15 @@ class BackendError(SconceError):
     """A framework or device that is not here, or a model it cannot train."""
 
 
+class OutOfMemoryError(SconceError):
+    """The device's memory does not suffice. `intact` says whether the weights are as before the update in progress."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, intact: bool) -> None:
+        super().__init__(message)
+        self.intact = intact
+
+
 class TrainingError(SconceError):
     """A run that cannot sensibly go on: the loss is no longer a number."""

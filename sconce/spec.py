@@ -113,18 +113,6 @@ class ModelSpec:
         """Trainable values; a tied head counts once."""
         return sum(param.size for param in self.params())
 
-    def flops_per_token(self, seq_len: int) -> int:
-        """Training FLOPs a token: 6 per matmul weight (Kaplan et al. 2020), plus attention's causal half.
-
-        A query at position t scores t + 1 keys, (seq_len + 1) / 2 on average; q.k and p.v each cost 2 FLOPs a
-        head dimension and key forward, and twice that backward.
-        """
-        matmul = sum(param.size for param in self.params() if param.group in ("matrix", "head"))
-        if self.tie_word_embeddings:
-            matmul += self.vocab_size * self.hidden_size
-        scores = self.num_layers * self.num_heads * self.head_dim * (seq_len + 1) // 2
-        return 6 * matmul + 12 * scores
-
 
 def _linear(name: str, out_size: int, in_size: int, std: float, bias: bool) -> Iterator[ParamSpec]:
     yield ParamSpec(name=f"{name}.weight", shape=(out_size, in_size), init="normal", std=std, group="matrix")

@@ -155,7 +155,16 @@ def describe_update(record: Record) -> str:
     memory = record["memory_bytes"] / 2**20
     size = f"{memory / 1024:.1f} GiB" if memory >= 1024 else f"{memory:.0f} MiB"
     skipped = f"  {record['skipped']:.0f} updates skipped" if "skipped" in record else ""
-    return f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  {size}{skipped}"
+    return (
+        f"loss {record['loss']:.3f}  {record['tokens_per_second']:,.0f} tok/s  {describe_utilization(record)}  "
+        f"{size}{skipped}"
+    )
+
+
+def describe_utilization(record: Record) -> str:
+    """Such as "MFU 41% of peak, 52% of matmul"."""
+    parts = [f"{record['mfu']:.1%} of peak"] if "mfu" in record else []
+    return "MFU " + ", ".join([*parts, f"{record['mfu_measured']:.1%} of matmul"])
 
 
 def describe_evaluation(record: Record) -> str:

@@ -7,6 +7,7 @@ import typer
 
 from sconce.errors import SconceError
 from sconce_cli import (
+    bench,
     checkpoint,
     config,
     data,
@@ -15,6 +16,7 @@ from sconce_cli import (
     generate,
     import_,
     orchestrate,
+    plan,
     tokenizer,
     train,
 )
@@ -27,6 +29,8 @@ app = typer.Typer(
 )
 app.command()(orchestrate.orchestrate)
 app.command()(train.train)
+app.command()(plan.plan)
+app.command()(bench.bench)
 app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.command("import")(import_.import_)

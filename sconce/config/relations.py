@@ -64,11 +64,11 @@ def _data(config: RunConfig) -> Iterator[Relation]:
         )
     keys = ("data.batch_size", "data.micro_batch_size", "data.gradient_accumulation_steps")
     batch, micro, accumulation = data.batch_size, data.micro_batch_size, data.gradient_accumulation_steps
-    if micro is not None and (batch % micro or accumulation not in (1, batch // micro)):
+    if micro is not None and (batch % micro or accumulation not in (None, 1, batch // micro)):
         fitting = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
         advice = f"micro_batch_size = {fitting} and gradient_accumulation_steps = {batch // fitting}"
-        yield keys, _instead(batch, f"micro-batches of {micro}", accumulation, advice)
-    elif micro is None and batch % accumulation:
+        yield keys, _instead(batch, f"micro-batches of {micro}", accumulation or 1, advice)
+    elif micro is None and accumulation is not None and batch % accumulation:
         fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
         advice = f"batch_size = {batch} and gradient_accumulation_steps = {fitting}"
         yield keys, _instead(batch, "equal micro-batches", accumulation, advice)

@@ -21,6 +21,8 @@ PLACES = (
     "data.cache_dir",
     "runtime.run_dir",
 )
+# What the device decides where it is left open.
+PLANNED = ("data.micro_batch_size", "data.gradient_accumulation_steps", "runtime.loss_chunk")
 # What defines the run: the model, which rows each step sees, and the rule that the moments belong to.
 FIXED = (
     "model.",
@@ -48,10 +50,26 @@ def sequence_length(config: RunConfig) -> int:
     return config.data.sequence_length or config.model.max_position_embeddings
 
 
-def micro_batch_size(config: RunConfig) -> int:
-    """Sequences the device holds at once."""
+def given_micro_batch(config: RunConfig) -> int | None:
+    """Sequences the device is to hold at once; None where the config leaves that open."""
     data = config.data
-    return data.micro_batch_size or data.batch_size // data.gradient_accumulation_steps
+    if data.micro_batch_size is None and data.gradient_accumulation_steps is not None:
+        return data.batch_size // data.gradient_accumulation_steps
+    return data.micro_batch_size
+
+
+def micro_batch_size(config: RunConfig) -> int:
+    """Sequences the device holds at once: the whole batch where nothing smaller was given or chosen."""
+    return given_micro_batch(config) or config.data.batch_size
+
+
+def with_micro_batch(config: RunConfig, size: int, loss_chunk: int | None = None) -> RunConfig:
+    """The config with a micro-batch that was chosen, and a loss_chunk unless that is None."""
+    changes: dict[str, object] = {"micro_batch_size": size, "gradient_accumulation_steps": None}
+    data = config.data.model_copy(update=changes)
+    chunk = config.runtime.loss_chunk if loss_chunk is None else loss_chunk
+    runtime = config.runtime.model_copy(update={"loss_chunk": chunk})
+    return config.model_copy(update={"data": data, "runtime": runtime})
 
 
 def model_spec(config: RunConfig, vocab_size: int) -> ModelSpec:
@@ -127,8 +145,9 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     model["num_key_value_heads"] = config.model.num_key_value_heads or config.model.num_attention_heads
     model["head_dim"] = config.model.head_dim or config.model.hidden_size // config.model.num_attention_heads
     data["sequence_length"] = sequence_length(config)
-    data["micro_batch_size"] = micro_batch_size(config)
-    data["gradient_accumulation_steps"] = config.data.batch_size // micro_batch_size(config)
+    micro = given_micro_batch(config)
+    data["micro_batch_size"] = micro
+    data["gradient_accumulation_steps"] = None if micro is None else config.data.batch_size // micro
     if config.optimizer.algorithm in ("sgd", "muon"):  # elsewhere it is refused
         table["optimizer"]["momentum"] = momentum(config)
     if config.optimizer.algorithm != "sgd":
@@ -137,13 +156,16 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
-    """Keys on which two results of `to_json` disagree; a key that one lacks counts as its default."""
+    """Keys on which two results of `to_json` disagree; a key that one lacks counts as its default.
+
+    What `new` leaves to the device agrees with anything.
+    """
     before, after = dict(_flat(old)), dict(_flat(new))
     found: list[Difference] = []
     for key, field in fields().items():
         default = field.get_default(call_default_factory=True)
         a, b = before.get(key, default), after.get(key, default)
-        if key not in PLACES and a != b:
+        if key not in PLACES and a != b and not (key in PLANNED and b is None):
             found.append(Difference(key, a, b, allowed=not key.startswith(FIXED)))
     return found
 

@@ -105,10 +105,13 @@ class DataConfig(Section):
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Sequences the device holds at once. Default: batch_size / gradient_accumulation_steps.",
+        description="Sequences the device holds at once. Default: batch_size / gradient_accumulation_steps; without "
+        "either, the most that fits its memory.",
     )
-    gradient_accumulation_steps: int = Field(
-        default=1, ge=1, description="Micro-batches per optimizer step, where micro_batch_size is not given."
+    gradient_accumulation_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="Micro-batches per optimizer step, where micro_batch_size is not given.",
     )
     cache_dir: Path | None = Field(
         default=None, description="Where token shards are built. Default: data in the run folder."
@@ -177,7 +180,10 @@ class EvaluationConfig(Section):
 
     every_n_steps: int = Field(default=200, ge=1, description="Evaluate this often, and at the end.")
     max_batches: int | None = Field(
-        default=None, ge=1, description="Stop after so many batches. Default: all held-out text."
+        default=None,
+        ge=1,
+        description="Stop after so many batches, of batch_size or else data.batch_size sequences. "
+        "Default: all held-out text.",
     )
     batch_size: int | None = Field(default=None, ge=1, description="Sequences at once. Default: the micro-batch.")
 

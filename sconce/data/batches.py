@@ -59,6 +59,18 @@ def read_batch(store: TokenStore, rows: NDArray[np.int64], seq_len: int) -> Batc
     return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
 
 
+def regroup(batches: Sequence[Batch], size: int) -> list[Batch]:
+    """The same rows in the same order, `size` at a time."""
+    inputs = np.concatenate([batch.inputs for batch in batches])
+    targets = np.concatenate([batch.targets for batch in batches])
+    known = [batch.segments for batch in batches if batch.segments is not None]
+    segments = np.concatenate(known) if known else None
+    return [
+        Batch(inputs[i : i + size], targets[i : i + size], None if segments is None else segments[i : i + size])
+        for i in range(0, len(inputs), size)
+    ]
+
+
 def validation_batches(
     store: TokenStore, seq_len: int, batch_size: int, max_batches: int | None = None
 ) -> Iterator[Batch]:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sconce.backend import Pending, StepMetrics, StepScalars
-from sconce.config import micro_batch_size, precision, sequence_length
-from sconce.data.batches import Batch, chain_rows, read_batch, rows_sha256, validation_batches
+from sconce.config import micro_batch_size, precision, sequence_length, with_micro_batch
+from sconce.data.batches import Batch, chain_rows, read_batch, regroup, rows_sha256, validation_batches
 from sconce.data.prefetch import Prefetcher
-from sconce.errors import ConfigError, TrainingError
+from sconce.errors import ConfigError, OutOfMemoryError, TrainingError
 from sconce.files import write_atomic
 from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling
 from sconce.interop.hf import loads_in_transformers
+from sconce.planning.choice import smaller
 from sconce.schedule import learning_rate
 from sconce.training.evaluate import Evaluation, evaluate
 from sconce.training.metrics import MetricsFile, Record, read_metrics
@@ -77,7 +78,8 @@ class _StepData:
 def train(run: Run, stop_at: int | None = None) -> Outcome:
     """Take a run from where it stands to `stop_at` or the schedule's end, and save it there.
 
-    SIGINT and SIGTERM stop it after the update in progress. Raises TrainingError when the loss is not finite.
+    SIGINT and SIGTERM stop it after the update in progress. Raises TrainingError when the loss is not finite,
+    OutOfMemoryError when the device does not hold even one sequence.
     """
     total = run.schedule.total_steps
     _check_end(run, stop_at)
@@ -100,6 +102,8 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
                 evaluation=(trainer.evaluation or trainer.score()) if finished else None,
                 sample=trainer.sample() if finished else None,
             )
+    except OutOfMemoryError as error:
+        raise OutOfMemoryError(trainer.explain(error), intact=error.intact) from None
     finally:
         run.reporter.finish()
         trainer.close()
@@ -154,7 +158,12 @@ class _Trainer:
         run, queue = self.run, deque[_Queued]()
         self.throughput.resume()
         while run.step < end and not request:
-            queue.append(self.launch(data.next()))
+            try:
+                queue.append(self.launch(data.next()))
+            except OutOfMemoryError:
+                while queue:  # the updates before are done or under way, and sound
+                    self.finish_update(queue.popleft())
+                raise
             run.step += 1
             pause = self.is_pause(run.step)
             while queue and (pause or len(queue) > IN_FLIGHT or queue[0].pending.ready()):
@@ -170,9 +179,46 @@ class _Trainer:
         """Hand the next update to the device."""
         run = self.run
         lr = learning_rate(run.schedule, run.step)
+        pending = self.update(data.batches, StepScalars(run.step, lr, run.order.seed))
         run.rows_sha256 = chain_rows(run.rows_sha256, data.sha256)
-        pending = run.learner.step(data.batches, StepScalars(run.step, lr, run.order.seed))
         return _Queued(run.step + 1, lr, run.rows_sha256, pending)
+
+    def update(self, batches: list[Batch], scalars: StepScalars) -> Pending:
+        """One update, in smaller micro-batches if the memory does not suffice: the batch as a whole stays the same.
+
+        Raises OutOfMemoryError when there is nothing smaller, or when a part of the update may have been applied.
+        """
+        while True:
+            size = micro_batch_size(self.run.config)
+            if len(batches[0].inputs) != size:  # read ahead, before the micro-batch became smaller
+                batches = regroup(batches, size)
+            try:
+                return self.run.learner.step(batches, scalars)
+            except OutOfMemoryError as error:
+                fewer = smaller(self.run.config.data.batch_size, size)
+                if fewer is None or not error.intact:
+                    raise
+            self.run.config = with_micro_batch(self.run.config, fewer)
+            self.run.reporter.say(
+                f"step {scalars.step + 1}: out of memory with {size} sequences at a time; going on with {fewer}, and "
+                f"with the same {self.run.config.data.batch_size} an update"
+            )
+
+    def explain(self, error: OutOfMemoryError) -> str:
+        """Save what is sound; what happened, where the run stands, and what to change."""
+        saved = self.last_saved()
+        if error.intact:
+            try:
+                self.save_if_new()
+                saved = f"step {self.run.step} is saved"
+            except OutOfMemoryError:
+                pass
+        advice = (
+            'Set runtime.activation_checkpointing = "block" or a smaller runtime.loss_chunk and --resume; or '
+            "begin a run with a shorter data.sequence_length or a smaller model"
+        )
+        size = micro_batch_size(self.run.config)
+        return f"step {self.run.step + 1}: out of memory with {size} sequence(s) at a time ({error}); {saved}. {advice}"
 
     def finish_update(self, queued: _Queued) -> None:
         """Read one update's figures and send them where they go."""
@@ -188,6 +234,7 @@ class _Trainer:
             "tokens_per_second": round(self.throughput.add(metrics.tokens), 1),
             "memory_bytes": run.backend.memory(),
         }
+        record |= run.yardstick.shares(record["tokens_per_second"])
         if self.skipped:
             record["skipped"] = self.skipped
         logged = step in (1, run.schedule.total_steps) or step % run.config.runtime.log_every_n_steps == 0
@@ -245,10 +292,11 @@ class _Trainer:
     def score(self) -> Evaluation:
         """The held-out figures at the present weights."""
         run, evaluation = self.run, self.run.config.runtime.evaluation
-        batch_size = evaluation.batch_size or micro_batch_size(run.config)
-        batches = validation_batches(
-            run.tokens.validation, sequence_length(run.config), batch_size, evaluation.max_batches
-        )
+        batch_size, count = evaluation.batch_size, evaluation.max_batches
+        if batch_size is None:  # as much text whatever the micro-batch, which is the device's affair
+            batch_size = micro_batch_size(run.config)
+            count = count and count * run.config.data.batch_size // batch_size
+        batches = validation_batches(run.tokens.validation, sequence_length(run.config), batch_size, count)
         return evaluate(run.learner, batches, run.tokenizer.token_bytes)
 
     def evaluate(self) -> bool:

@@ -26,12 +26,17 @@ from sconce.data.order import TrainOrder
 from sconce.data.prepare import is_current, prepare
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import CheckpointError, ConfigError, DataError
+from sconce.flops import count_flops
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
+from sconce.planning.devices import of_backend
+from sconce.planning.probe import matmul_flops_per_second
+from sconce.planning.utilization import Yardstick, tera
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness
+from sconce.training.fit import fit_to_device
 from sconce.training.metrics import Reporter
 from sconce.training.recipe import make_compute, make_optim, make_schedule
 
@@ -89,7 +94,7 @@ class Run:
     """A run, ready to take its next update. `step` counts updates done; `best` is (step, held-out loss).
 
     `rows_sha256` is the chain over the rows of all updates done: see `data.batches.chain_rows`. `resumed_from` is the
-    checkpoint that it was opened at, if any.
+    checkpoint that it was opened at, if any; `yardstick` is what its speed is measured against.
     """
 
     config: RunConfig
@@ -107,6 +112,7 @@ class Run:
     best: tuple[int, float] | None
     rows_sha256: str
     resumed_from: LoadedCheckpoint | None
+    yardstick: Yardstick
 
     @property
     def witness(self) -> Witness:
@@ -141,6 +147,9 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"hardware: {device.kind} ({device.name}, {device.memory_bytes / 2**30:.0f} GiB) "
         f"through {device.backend} {device.version}, {precision(config)}"
     )
+    yardstick = measure_device(config, spec, backend)
+    reporter.say(describe_yardstick(yardstick, precision(config)))
+    config, fitted = fit_to_device(config, spec, device, loaded)
     tokens = _open_tokens(config, folder, tokenizer, loaded, reporter)
     rows = num_rows(tokens.train, sequence_length(config))
     _check_fits(config, spec, tokenizer, tokens)
@@ -151,6 +160,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"{config.data.batch_size * sequence_length(config):,} tokens, "
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
+    reporter.say(fitted)
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
     return Run(
@@ -169,6 +179,26 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         best=loaded.record.best if loaded else None,
         rows_sha256=str(loaded.record.cursor.get("rows_sha256", NO_ROWS)) if loaded else NO_ROWS,
         resumed_from=loaded,
+        yardstick=yardstick,
+    )
+
+
+def measure_device(config: RunConfig, spec: ModelSpec, backend: Backend) -> Yardstick:
+    """What the run's speed will be measured against; multiplies matrices for up to a third of a second."""
+    kind = precision(config)
+    return Yardstick(
+        flops_per_token=count_flops(spec, sequence_length(config)).training,
+        peak=of_backend(backend.device()).peak(kind),
+        measured=matmul_flops_per_second(lambda size, repeats: backend.matmul_seconds(kind, size, repeats)),
+    )
+
+
+def describe_yardstick(yardstick: Yardstick, kind: str) -> str:
+    """In a line: FLOPs a token, and the two speeds that utilization is a share of."""
+    peak = "unknown" if yardstick.peak is None else tera(yardstick.peak)
+    return (
+        f"speed: {yardstick.flops_per_token:,} FLOPs a token; {kind} matrix products reach {tera(yardstick.measured)} "
+        f"here; the vendor's peak is {peak}"
     )
 
 

@@ -21,6 +21,8 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
     """Commit the run as it stands; returns the checkpoint's folder."""
     device = run.backend.device()
     rows = run.step * run.order.batch_size
+    yardstick = run.yardstick
+    speeds = {"matmul_flops_per_second": yardstick.measured, "vendor_flops_per_second": yardstick.peak}
     facts = Checkpoint(
         step=run.step,
         tokens=rows * sequence_length(run.config),
@@ -41,7 +43,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        hardware=asdict(device),
+        hardware={**asdict(device), **speeds},
     )
     tokenizer = run.tokenizer
     files = model_files(

@@ -11,6 +11,8 @@ TENSORBOARD_TAGS = {
     "lr": "train/learning_rate",
     "grad_norm": "train/grad_norm",
     "tokens_per_second": "train/tokens_per_second",
+    "mfu": "train/mfu",
+    "mfu_measured": "train/mfu_measured",
     "eval_loss": "eval/loss",
     "perplexity": "eval/perplexity",
     "bits_per_byte": "eval/bits_per_byte",

@@ -4,15 +4,18 @@ import os
 import platform
 import resource
 import sys
+import time
 from importlib.metadata import version
 
 import mlx.core as mx
 
-from sconce.backend import ComputeOptions, DeviceInfo, TensorSource
+from sconce.backend import ComputeOptions, DeviceInfo, Precision, TensorSource
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.blas import preload_openblas
 from sconce_mlx.learner import MLXLearner
+from sconce_mlx.memory import out_of_memory
+from sconce_mlx.model import DTYPES
 
 
 class MLXBackend:
@@ -47,9 +50,19 @@ class MLXBackend:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
+    def matmul_seconds(self, precision: Precision, size: int, repeats: int) -> float:
+        """Seconds for that many products, the device waited for."""
+        a, b = (mx.ones((size, size), DTYPES[precision]) for _ in range(2))
+        mx.eval(a, b)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            mx.eval(a @ b)
+        return time.perf_counter() - started
+
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> MLXLearner:
         """A learner at step 0."""
-        return MLXLearner(spec, optim, run, weights)
+        with out_of_memory(intact=True):
+            return MLXLearner(spec, optim, run, weights)
 
 
 def open_backend(device: str) -> MLXBackend:

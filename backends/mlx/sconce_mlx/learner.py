@@ -25,6 +25,7 @@ from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import MLXDecoder
 from sconce_mlx.loss import token_nats
+from sconce_mlx.memory import out_of_memory
 from sconce_mlx.model import Model
 from sconce_mlx.optim import Optimizer, Tree, next_loss_scale
 
@@ -41,7 +42,8 @@ class MLXPending:
 
     def read(self) -> StepMetrics:
         """Wait for this update only, not for those queued after it."""
-        return StepMetrics(float(np.array(self.loss)), float(np.array(self.grad_norm)), self.tokens)
+        with out_of_memory(intact=False):
+            return StepMetrics(float(np.array(self.loss)), float(np.array(self.grad_norm)), self.tokens)
 
 
 class MLXLearner:
@@ -79,27 +81,30 @@ class MLXLearner:
         # An array and not a Python float: a compiled function freezes Python numbers into its trace.
         per_token = mx.array(1.0 / tokens)
         loss, grads, first_row = None, None, 0
-        for batch in batches:
-            tensors = _to_device(batch)
-            keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
-            first_row += len(batch.inputs)
-            part, part_grads = self._nats_and_grads(self.params, *tensors, keys_B, per_token * self.scale)
-            part = part / self.scale
-            loss = part if loss is None else loss + part
-            grads = part_grads if grads is None else {name: grads[name] + g for name, g in part_grads.items()}
-            mx.async_eval(loss, grads)  # one micro-batch's activations at a time
+        with out_of_memory(intact=True):
+            for batch in batches:
+                tensors = _to_device(batch)
+                keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
+                first_row += len(batch.inputs)
+                part, part_grads = self._nats_and_grads(self.params, *tensors, keys_B, per_token * self.scale)
+                part = part / self.scale
+                loss = part if loss is None else loss + part
+                grads = part_grads if grads is None else {name: grads[name] + g for name, g in part_grads.items()}
+                mx.async_eval(loss, grads)  # one micro-batch's activations at a time
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
         self.params, self.slots, norm = self._update(self.params, self.slots, grads, numbers, self.scale)
         if self.scales:
             self.scale, self.clean = next_loss_scale(self.scale, self.clean, mx.isfinite(norm))
-        mx.async_eval(self.params, self.slots, norm, self.scale, self.clean)
+        with out_of_memory(intact=False):  # the old arrays are given up as the new ones are made
+            mx.async_eval(self.params, self.slots, norm, self.scale, self.clean)
         return MLXPending(loss, norm, tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
-        return np.array(self._token_nats(self.params, *_to_device(batch), None, differentiated=False))
+        with out_of_memory(intact=True):
+            return np.array(self._token_nats(self.params, *_to_device(batch), None, differentiated=False))
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""

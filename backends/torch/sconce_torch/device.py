@@ -4,14 +4,17 @@ import os
 import platform
 import resource
 import sys
+import time
 
 import torch
 
-from sconce.backend import ComputeOptions, DeviceInfo, TensorSource
+from sconce.backend import ComputeOptions, DeviceInfo, Precision, TensorSource
 from sconce.errors import BackendError
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.learner import TorchLearner
+from sconce_torch.memory import out_of_memory
+from sconce_torch.model import DTYPES
 
 
 class TorchBackend:
@@ -51,9 +54,24 @@ class TorchBackend:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
+    def matmul_seconds(self, precision: Precision, size: int, repeats: int) -> float:
+        """Seconds for that many products, the device waited for."""
+        a, b = (torch.ones(size, size, dtype=DTYPES[precision], device=self._device) for _ in range(2))
+        self._synchronize()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            torch.mm(a, b)
+        self._synchronize()
+        return time.perf_counter() - started
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> TorchLearner:
         """A learner at step 0."""
-        return TorchLearner(spec, optim, run, weights, self._device)
+        with out_of_memory(intact=True):
+            return TorchLearner(spec, optim, run, weights, self._device)
 
 
 def open_backend(device: str) -> TorchBackend:

@@ -26,6 +26,7 @@ from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.decode import TorchDecoder
 from sconce_torch.loss import summed_nats, token_nats
+from sconce_torch.memory import out_of_memory
 from sconce_torch.model import Model
 from sconce_torch.optim import LossScaler, Optimizer
 
@@ -90,20 +91,22 @@ class TorchLearner:
         loss = torch.zeros((), device=self.device)
         scale = None if self.scaler is None else self.scaler.scale
         first_row = 0
-        for batch in batches:
-            keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
-            first_row += len(batch.inputs)
-            part = self._summed_nats(*self._put_batch(batch), keys_B) / tokens
-            (part if scale is None else part * scale).backward()
-            loss += part.detach()
-        norm = self.optim.update(scalars.learning_rate, scalars.step, scale)
+        with out_of_memory(intact=True):
+            for batch in batches:
+                keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
+                first_row += len(batch.inputs)
+                part = self._summed_nats(*self._put_batch(batch), keys_B) / tokens
+                (part if scale is None else part * scale).backward()
+                loss += part.detach()
+        with out_of_memory(intact=False):
+            norm = self.optim.update(scalars.learning_rate, scalars.step, scale)
         if self.scaler is not None:
             self.scaler.update(norm.isfinite())
         return TorchPending(torch.stack((loss, norm)), tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
-        with torch.inference_mode():
+        with out_of_memory(intact=True), torch.inference_mode():
             inputs, targets, segments = self._put_batch(batch)
             x_BTH = self.model.hidden(inputs, segments, None)
             return token_nats(x_BTH, self.model.head_weight, targets, self.loss_chunk).cpu().numpy()

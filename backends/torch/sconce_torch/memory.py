@@ -1,0 +1,23 @@
+"""PyTorch's ways of saying that the memory does not suffice, as one error."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from sconce.errors import OutOfMemoryError
+
+PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+@contextmanager
+def out_of_memory(*, intact: bool) -> Generator[None]:
+    """Turn PyTorch's error into OutOfMemoryError; `intact`: whatever happens inside, the state is as before."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        message = next(iter(str(error).splitlines()), "")
+        if isinstance(error, RuntimeError) and not any(phrase in message for phrase in PHRASES):
+            raise
+    else:
+        return
+    # Outside the handler: the framework's error holds the frames, and they hold the arrays that are to be freed.
+    raise OutOfMemoryError(message or "the host's memory is full", intact=intact)

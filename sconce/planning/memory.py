@@ -1,0 +1,211 @@
+"""How much memory one optimizer step needs, in closed form, from what each backend keeps for the gradient.
+
+PyTorch's sizes follow its autograd graph, tensor by tensor; MLX's were fitted to its peak on a CPU, whose attention
+is the same unfused one as Metal's in training. Tests hold both against measurements.
+"""
+
+from dataclasses import dataclass
+
+from sconce.backend import ComputeOptions, state_names
+from sconce.optim import OptimSpec
+from sconce.spec import ModelSpec
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+MLX_BLOCKED_FROM, MLX_BLOCK = 512, 256  # from where, and in how many queries, MLX's attention goes by blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """All that memory depends on. `compiled` fuses element-wise work, so that PyTorch keeps less of it."""
+
+    spec: ModelSpec
+    optim: OptimSpec
+    options: ComputeOptions
+    framework: str
+    compiled: bool
+    batch_size: int
+    micro_batch_size: int
+    seq_len: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens on the device at once."""
+        return self.micro_batch_size * self.seq_len
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether a step has more than one micro-batch."""
+        return self.micro_batch_size < self.batch_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes by part.
+
+    `casts` are weights in the activations' precision; `activations` all that waits for the backward pass; `logits`
+    what making the loss needs; `working` what the backward pass through one block needs. `carried` are the gradients
+    that are there while the loss is made: of earlier micro-batches, and of the head.
+    """
+
+    weights: int
+    optimizer: int
+    gradients: int
+    casts: int
+    activations: int
+    logits: int
+    working: int
+    carried: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at one time: while the loss is made, or on the way back through the blocks."""
+        steady = self.weights + self.optimizer + self.casts + self.activations
+        return steady + max(self.logits + self.carried, self.working + self.gradients)
+
+
+def step_memory(setting: Setting) -> Memory:
+    """The memory of one optimizer step."""
+    spec, tokens = setting.spec, setting.tokens
+    weights = 4 * spec.num_params
+    state = 4 * sum(_size(shape) for _, shape in state_names(spec, setting.optim))
+    head_gradient = 4 * spec.vocab_size * spec.hidden_size
+    sums = weights if setting.accumulates else 0
+    kept, working = _block_bytes(setting)
+    recomputed = _recomputed_blocks(setting)
+    inputs = recomputed * spec.hidden_size * BYTES[setting.options.precision]
+    activations = (spec.num_layers - recomputed) * kept + inputs + _end_bytes(setting)
+    return Memory(
+        weights=weights,
+        optimizer=state - weights,
+        # MLX adds one tree of gradients to another; PyTorch adds each to its sum as soon as it is there.
+        gradients=weights + (sums if setting.framework == "mlx" else 0),
+        casts=_cast_bytes(setting),
+        activations=tokens * activations + _mask_bytes(setting),
+        logits=_loss_bytes(setting),
+        working=tokens * (working + _recompute_bytes(setting, kept, working)),
+        carried=sums + head_gradient,
+    )
+
+
+def cache_memory(spec: ModelSpec, options: ComputeOptions, rows: int, max_len: int) -> int:
+    """Bytes of the key and value cache that generation allocates."""
+    per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * BYTES[options.precision]
+    return rows * max_len * per_token
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _recomputed_blocks(setting: Setting) -> int:
+    every = setting.options.recompute_every
+    return -(-setting.spec.num_layers // every) if every else 0
+
+
+def _recompute_bytes(setting: Setting, kept: int, working: int) -> int:
+    """Bytes a token of a block that is computed again, beyond `working`.
+
+    Its backward pass frees as much as it needs; MLX's graph overlaps it with the block before.
+    """
+    recomputed = _recomputed_blocks(setting)
+    if not recomputed:
+        return 0
+    return max(kept - working, 0) if setting.framework == "torch" or recomputed == 1 else 3 * kept // 2
+
+
+def _in_full(setting: Setting) -> bool:
+    return setting.options.attention == "reference" or setting.spec.attn_dropout > 0
+
+
+def _block_bytes(setting: Setting) -> tuple[int, int]:
+    """Bytes a token that one block keeps for its gradient, and that its backward pass needs besides."""
+    attention, attention_working = _attention_bytes(setting)
+    spec, act = setting.spec, BYTES[setting.options.precision]
+    hidden, ffn, gated = spec.hidden_size, spec.intermediate_size, spec.mlp == "gated"
+    mlp = ffn * act * _mlp_arrays(setting)
+    norms = 2 * (_norm_bytes(setting, hidden) + hidden * act)
+    dropout = 2 * hidden if spec.residual_dropout > 0 else 0  # which elements were kept, a byte each
+    backward = ffn * (4 if setting.framework == "mlx" else act) * (4 if gated else 2)
+    return norms + attention + mlp + dropout, max(backward, 2 * hidden * 4) + attention_working
+
+
+def _mlp_arrays(setting: Setting) -> int:
+    """Arrays of the MLP's width that its gradient needs."""
+    if setting.framework == "mlx":  # which computes the activation again
+        return 1 if setting.spec.mlp == "plain" else 2
+    if setting.spec.mlp == "plain":
+        return 2
+    return 3 if setting.compiled else 4
+
+
+def _norm_bytes(setting: Setting, size: int) -> int:
+    """What a norm over `size` elements keeps; its output belongs to who uses it."""
+    act = BYTES[setting.options.precision]
+    if setting.framework == "mlx" or setting.compiled:
+        return size * act + 4
+    return 8 * size + 4 if setting.spec.norm == "rmsnorm" else 4 * size + 8
+
+
+def _attention_bytes(setting: Setting) -> tuple[int, int]:
+    """Bytes a token that attention keeps, without its norm's output, and that its backward pass needs besides."""
+    spec, act, mlx = setting.spec, BYTES[setting.options.precision], setting.framework == "mlx"
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    kept = act * ((4 if mlx else 2) * q_size + 2 * kv_size) + 4 * spec.num_heads
+    if spec.qk_norm:
+        each = 1 if mlx or setting.compiled else 2
+        width = act if mlx or setting.compiled else 4
+        kept += each * width * (q_size + kv_size) + 4 * (spec.num_heads + spec.num_kv_heads)
+    row = spec.num_heads * setting.seq_len  # probabilities of one token
+    if _in_full(setting):
+        groups = 2 * (q_size - kv_size) * act if kv_size < q_size else 0
+        dropped = row * (1 + act) if spec.attn_dropout > 0 else (row * act if act < 4 else 0)
+        # out_BNTD comes head by head, and is laid out anew for the output projection.
+        return kept + groups + q_size * act + 4 * row + dropped, 3 * 4 * row
+    if not mlx:
+        return kept, 0
+    if setting.options.attention == "auto" and setting.seq_len >= MLX_BLOCKED_FROM:
+        return kept + act * 3 * q_size, 6 * act * spec.num_heads * MLX_BLOCK
+    return kept + act * row, act * row
+
+
+def _mask_bytes(setting: Setting) -> int:
+    """The mask of a window, and of attention in full: one for all rows, and in PyTorch a layer's own copy."""
+    if setting.spec.sliding_window is None and not _in_full(setting):
+        return 0
+    copies = setting.spec.num_layers * BYTES[setting.options.precision] if not _in_full(setting) else 0
+    return setting.seq_len**2 * (1 + (copies if setting.framework == "torch" else 0))
+
+
+def _end_bytes(setting: Setting) -> int:
+    """Bytes a token of the ids at one end, and of the last norm with its output at the other."""
+    spec = setting.spec
+    return 16 + _norm_bytes(setting, spec.hidden_size) + spec.hidden_size * BYTES[setting.options.precision]
+
+
+def _cast_bytes(setting: Setting) -> int:
+    if setting.options.precision == "fp32":
+        return 0
+    spec = setting.spec
+    matrices = sum(param.size for param in spec.params() if param.group == "matrix")
+    recomputed = _recomputed_blocks(setting)
+    held = spec.num_layers - recomputed + min(recomputed, 1)  # one recomputed block at a time has its own
+    return 2 * (matrices * held // spec.num_layers + spec.vocab_size * spec.hidden_size)
+
+
+def _loss_bytes(setting: Setting) -> int:
+    """Logits, probabilities and their gradient; with chunks those of one, and what the chunks leave behind."""
+    spec, act = setting.spec, BYTES[setting.options.precision]
+    chunk, tokens = setting.options.loss_chunk, setting.tokens
+    table = spec.vocab_size * spec.hidden_size
+    if setting.framework == "mlx":
+        a_token = spec.vocab_size * (12 if act == 4 else 14)
+        if chunk is None or tokens <= chunk:
+            return tokens * a_token
+        return chunk * a_token + -(-tokens // chunk) * table * act  # every chunk's gradient of the head stays
+    a_token = spec.vocab_size * ((8 if act == 4 else 10) if not setting.compiled else 2 * max(act, 3))
+    if chunk is None or tokens <= chunk:
+        return tokens * a_token
+    return chunk * a_token + 4 * table + tokens * spec.hidden_size * act

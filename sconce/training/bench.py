@@ -1,0 +1,129 @@
+"""How fast a config trains here, phase by phase. Nothing is kept."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from sconce.backend import Hardware, StepScalars
+from sconce.config import RunConfig, micro_batch_size, sequence_length
+from sconce.data.batches import Batch, read_batch, rows_sha256
+from sconce.schedule import learning_rate
+from sconce.training.metrics import Reporter
+from sconce.training.run import Run, RunFolder, open_run
+
+WARM_UP = 3  # updates: the first compile, allocate and choose kernels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The median of repeated measurements, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Milliseconds of one optimizer step by phase.
+
+    `data` is reading and hashing its rows, which in training a thread does meanwhile; `host` is until the call for an
+    update returns, `step` until its figures are there. `forward_backward` is the difference between a step whose
+    micro-batches are given twice and a plain one, `optimizer` what remains of the plain one.
+    """
+
+    steps: int
+    micro_batch_size: int
+    tokens_per_step: int
+    tokens_per_second: Spread
+    data_ms: Spread
+    host_ms: Spread
+    step_ms: Spread
+    forward_backward_ms: float
+    optimizer_ms: float
+    memory_bytes: int
+    utilization: dict[str, float]
+
+    def as_object(self) -> dict[str, object]:
+        """All of it as JSON values."""
+        return asdict(self)
+
+
+def bench_config(
+    config: RunConfig,
+    *,
+    hardware: Hardware,
+    steps: int,
+    reporter: Reporter,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Bench:
+    """Train `steps` updates in a folder that is thrown away, and time them. Raises as `open_run` does."""
+    with tempfile.TemporaryDirectory(prefix="sconce-bench-") as place:
+        run = open_run(config, RunFolder(Path(place)), hardware=hardware, resume=False, reporter=reporter)
+        return bench_run(run, steps, clock)
+
+
+def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
+    """Time `steps` updates of an open run, after a warm-up."""
+    data: list[float] = []
+    host: list[float] = []
+    single: list[float] = []
+    double: list[float] = []
+    tokens = run.order.batch_size * sequence_length(run.config)
+    for step in range(WARM_UP + steps):
+        started = clock()
+        batches = _read(run, step)
+        read = clock()
+        returned, done = _update(run, batches, step, clock)
+        _, twice = _update(run, [*batches, *batches], step, clock)
+        if step >= WARM_UP:
+            data.append(read - started)
+            host.append(returned)
+            single.append(done)
+            double.append(twice)
+    once = median(single)
+    forward_backward = min(max(median(double) - once, 0.0), once)
+    rate = _spread([tokens / seconds for seconds in single], 1.0)
+    return Bench(
+        steps=steps,
+        micro_batch_size=micro_batch_size(run.config),
+        tokens_per_step=tokens,
+        tokens_per_second=rate,
+        data_ms=_spread(data, 1e3),
+        host_ms=_spread(host, 1e3),
+        step_ms=_spread(single, 1e3),
+        forward_backward_ms=1e3 * forward_backward,
+        optimizer_ms=1e3 * (once - forward_backward),
+        memory_bytes=run.backend.memory(),
+        utilization=run.yardstick.shares(rate.median),
+    )
+
+
+def _read(run: Run, step: int) -> list[Batch]:
+    rows, size, seq_len = run.order.rows(step), micro_batch_size(run.config), sequence_length(run.config)
+    batches = [read_batch(run.tokens.train, rows[i : i + size], seq_len) for i in range(0, len(rows), size)]
+    rows_sha256(rows, batches)
+    return batches
+
+
+def _update(run: Run, batches: Sequence[Batch], step: int, clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds until the call returned, and until its figures were there.
+
+    What of the update the device then still has to do, the next one pays for: over many it evens out.
+    """
+    started = clock()
+    rate = learning_rate(run.schedule, min(step, run.schedule.total_steps - 1))
+    pending = run.learner.step(batches, StepScalars(step, rate, run.order.seed))
+    returned = clock() - started
+    pending.read()
+    return returned, clock() - started
+
+
+def _spread(values: Sequence[float], unit: float) -> Spread:
+    low, middle, high = np.percentile(np.array(values) * unit, (25, 50, 75)).tolist()
+    return Spread(median=middle, low=low, high=high)

@@ -1,0 +1,96 @@
+"""What of a run depends on the device's memory: its micro-batch, and how the loss is cut."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from sconce.backend import DeviceInfo
+from sconce.checkpoint.load import LoadedCheckpoint
+from sconce.config import (
+    RunConfig,
+    config_from,
+    differences,
+    given_micro_batch,
+    micro_batch_size,
+    sequence_length,
+    to_json,
+    with_micro_batch,
+)
+from sconce.planning.choice import choose_micro_batch, divisors
+from sconce.planning.devices import Device, of_backend
+from sconce.planning.memory import Setting, step_memory
+from sconce.spec import ModelSpec
+from sconce.training.recipe import make_compute, make_optim
+
+# Keys that change what a micro-batch needs: a resumed run that changes one chooses anew.
+NEEDS = ("precision", "activation_checkpointing", "attention_backend", "compile", "loss_chunk")
+GIB = 2**30
+
+
+def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
+    """What the memory of a run's steps depends on."""
+    options = make_compute(config, spec)
+    return Setting(
+        spec=spec,
+        optim=make_optim(config),
+        options=options,
+        framework=device.framework,
+        compiled=options.compile if options.compile is not None else device.kind != "cpu",
+        batch_size=config.data.batch_size,
+        micro_batch_size=micro_batch_size(config),
+        seq_len=sequence_length(config),
+    )
+
+
+def settings_by_size(config: RunConfig, spec: ModelSpec, device: Device) -> Iterator[Setting]:
+    """The setting with each micro-batch that divides the batch, the largest first."""
+    for size in divisors(config.data.batch_size):
+        yield make_setting(with_micro_batch(config, size), spec, device)
+
+
+def fit_to_device(
+    config: RunConfig, spec: ModelSpec, info: DeviceInfo, loaded: LoadedCheckpoint | None
+) -> tuple[RunConfig, str]:
+    """The config with micro-batch and loss_chunk settled, and a line that says how.
+
+    What the config leaves open follows from the device's whole memory, or is the checkpoint's where the device and
+    all that matters are the same: a resumed run does what it would have done, bit for bit.
+    """
+    device = of_backend(info)
+    given, before = given_micro_batch(config), _as_before(config, info, loaded)
+    if before is not None:
+        # An explicit micro-batch stands; the chunk that was in use goes with the recorded one.
+        size, chunk, why = micro_batch_size(before), before.runtime.loss_chunk, "as before"
+        if given is not None and given != size:
+            size, chunk, why = given, make_compute(config, spec).loss_chunk, "as the config says"
+    else:
+        if given is not None:
+            setting, why = make_setting(config, spec, device), "as the config says"
+        else:
+            choice = choose_micro_batch(settings_by_size(config, spec, device), device.usable_bytes)
+            setting, why = choice.setting, "the most that fits" if choice.fits else "the least there is"
+        size, chunk = setting.micro_batch_size, setting.options.loss_chunk
+    settled = with_micro_batch(config, size, chunk or 0)
+    return settled, _describe(make_setting(settled, spec, device), device, why)
+
+
+def _describe(setting: Setting, device: Device, why: str) -> str:
+    needed = step_memory(setting).peak
+    line = (
+        f"micro-batch: {setting.micro_batch_size} of {setting.batch_size} sequences at a time, {why}; estimated "
+        f"{needed / GIB:.2f} of {device.memory_bytes / GIB:.0f} GiB"
+    )
+    if needed > device.usable_bytes:
+        line += ", which may not fit: see `sconce plan`"
+    return line
+
+
+def _as_before(config: RunConfig, info: DeviceInfo, loaded: LoadedCheckpoint | None) -> RunConfig | None:
+    """The checkpoint's config, if it was written on the same device and nothing that needs memory has changed."""
+    if loaded is None or any(
+        loaded.record.hardware.get(key) != value for key, value in asdict(info).items() if key != "version"
+    ):
+        return None
+    needs = {f"runtime.{name}" for name in NEEDS}
+    if any(change.key in needs for change in differences(loaded.run_config, to_json(config))):
+        return None
+    return config_from(loaded.run_config, str(loaded.path / "run.json"))

@@ -1,0 +1,136 @@
+"""`sconce plan` and `sconce bench`, as a user runs them."""
+
+import json
+
+import pytest
+from commands import checkpoints, overrides, records, sconce, write_corpus
+from tiny import INSTALLED
+
+LLAMA_1B = """
+[model]
+vocab_size = 128256
+hidden_size = 2048
+intermediate_size = 8192
+num_layers = 16
+num_attention_heads = 32
+num_key_value_heads = 8
+max_position_embeddings = 4096
+[tokenizer]
+tokenizer_json = "none.json"
+[data]
+train_shards = ["none.txt"]
+batch_size = 64
+[scheduler]
+total_steps = 1000
+[runtime]
+precision = "bf16"
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("planned")
+    corpus = write_corpus(root / "corpus.txt")
+    small = overrides("scheduler.total_steps=10")
+    done = sconce("orchestrate", "--input", corpus, "--run-dir", root / "run", "--backend", "cpu", *small)
+    assert done.returncode == 0, done.stderr
+    assert "micro-batch: 4 of 4 sequences at a time, the most that fits" in done.stdout
+    assert "of matmul" in done.stdout
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    path = tmp_path_factory.mktemp("llama") / "llama.toml"
+    path.write_text(LLAMA_1B)
+    return path
+
+
+def plan(config, *options):
+    done = sconce("plan", "--config", config, "--json", *options)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_known_model_on_a_known_device(llama):
+    made = plan(llama, "--device", "h100", "--mfu", "0.5", "--price", "2")
+    assert made["parameters"] == 1_235_814_400
+    assert made["non_embedding_parameters"] == 1_235_814_400 - 128256 * 2048
+    attention = 16 * 4 * 32 * 64 * 4097 // 2  # layers x (q.k and p.v, 2 each) x heads x head_dim x mean keys
+    assert made["flops_per_token"]["attention"] == attention
+    norms = 33 * 2048
+    assert made["flops_per_token"]["training"] == 6 * (1_235_814_400 - norms) + 3 * attention
+    memory = made["chosen"]["memory"]
+    assert memory["weights"] == 4 * 1_235_814_400
+    assert memory["optimizer"] == 8 * 1_235_814_400
+    assert memory["peak"] <= made["device"]["usable_bytes"]
+    estimate = made["configured"]["estimate"]
+    assert made["total_tokens"] == 1000 * 64 * 4096
+    assert estimate["tokens_per_second"] == pytest.approx(0.5 * 989.4e12 / made["flops_per_token"]["training"])
+    assert estimate["hours"] == pytest.approx(made["total_tokens"] / estimate["tokens_per_second"] / 3600)
+    assert estimate["cost"] == pytest.approx(2 * estimate["hours"])
+
+
+def test_less_memory_means_smaller_micro_batches_and_then_recomputing(llama):
+    big, small = plan(llama, "--device", "h200"), plan(llama, "--device", "rtx-5090")
+    assert small["chosen"]["micro_batch_size"] < big["chosen"]["micro_batch_size"]
+    assert big["chosen"]["keys"]["runtime.activation_checkpointing"] == "none"
+    assert big["configured"]["fits"]
+    assert small["chosen"]["fits"]
+
+
+def test_the_text_says_what_it_assumes(llama):
+    done = sconce("plan", "--config", llama, "--device", "m3-max-64")
+    assert done.returncode == 0, done.stderr
+    for part in (
+        "assuming 30% MFU",
+        "an assumption",
+        "1,235,814,400 parameters",
+        "activations",
+        "data.micro_batch_size",
+    ):
+        assert part in done.stdout
+
+
+def test_an_unknown_device_is_one_line(llama):
+    done = sconce("plan", "--config", llama, "--device", "h1000")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "h100" in done.stderr
+
+
+def test_a_vocabulary_that_is_not_known_yet(llama, tmp_path):
+    (tmp_path / "open.toml").write_text(LLAMA_1B.replace("vocab_size = 128256\n", ""))
+    done = sconce("plan", "--config", tmp_path / "open.toml", "--device", "h100")
+    assert done.returncode == 2
+    assert "model.vocab_size" in done.stderr
+
+
+def test_training_does_what_plan_says(run):
+    made = plan(run / "training.toml", "--device", "cpu")
+    newest = run / "checkpoints" / checkpoints(run)[-1]
+    recorded = json.loads((newest / "run.json").read_text())
+    assert recorded["data"]["micro_batch_size"] == made["configured"]["micro_batch_size"] == 4
+    hardware = json.loads((newest / "manifest.json").read_text())["hardware"]
+    assert hardware["matmul_flops_per_second"] > 1e8
+    last = [line for line in records(run) if "loss" in line][-1]
+    achieved = last["tokens_per_second"] * made["flops_per_token"]["training"]
+    assert last["mfu_measured"] == pytest.approx(achieved / hardware["matmul_flops_per_second"], abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_bench_times_every_phase_and_leaves_nothing(run, backend):
+    before = sorted(path for path in run.rglob("*"))
+    done = sconce("bench", "--config", run / "training.toml", "--backend", backend, "--steps", 5, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["tokens_per_step"] == 4 * 32
+    step, rate = found["step_ms"], found["tokens_per_second"]
+    assert rate["low"] <= rate["median"] <= rate["high"]
+    assert rate["median"] == pytest.approx(128e3 / step["median"], rel=0.01)
+    assert found["forward_backward_ms"] + found["optimizer_ms"] == pytest.approx(step["median"])
+    assert 0 < found["host_ms"]["median"] <= step["median"]
+    assert found["data_ms"]["median"] > 0
+    assert found["memory_bytes"] > 2**20
+    assert found["utilization"]["mfu_measured"] > 0
+    assert sorted(path for path in run.rglob("*")) == before

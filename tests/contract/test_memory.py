@@ -1,0 +1,164 @@
+"""The memory model against what the frameworks really hold."""
+
+import gc
+import json
+
+import numpy as np
+import pytest
+from tiny import INSTALLED, make_spec, random_batch, random_weights
+
+from sconce.backend import ComputeOptions, StepScalars, load_backend
+from sconce.optim import OptimSpec
+from sconce.planning.memory import Setting, cache_memory, step_memory
+
+SHAPE = {"hidden_size": 64, "intermediate_size": 176, "head_dim": 16, "num_layers": 3, "vocab_size": 500}
+CASES = {
+    "default": {},
+    "wide": {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "num_layers": 2},
+    "many layers": {"num_layers": 6},
+    "gqa, qk-norm": {"num_kv_heads": 1, "qk_norm": True},
+    "plain, layernorm": {"mlp": "plain", "norm": "layernorm", "activation": "gelu"},
+    "large vocabulary": {"vocab_size": 3000},
+    "bf16": {"precision": "bf16"},
+    "recompute": {"recompute_every": 1, "num_layers": 6},
+    "recompute every second": {"recompute_every": 2, "num_layers": 6},
+    "bf16, recompute": {"precision": "bf16", "recompute_every": 1, "num_layers": 6},
+    "chunked": {"vocab_size": 3000, "loss_chunk": 64},
+    "reference": {"attention": "reference"},
+    "dropout": {"residual_dropout": 0.1, "attn_dropout": 0.1},
+    "window": {"sliding_window": 40},
+}
+SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide")
+PEAK_CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SELDOM else []) for case in CASES]
+OPTIONS = ("precision", "recompute_every", "loss_chunk", "attention")
+ROWS, SEQ = 4, 128
+
+
+def setting_of(case, framework, rows=ROWS, **changes):
+    shape = {"max_position_embeddings": SEQ, **SHAPE, **case, **changes}
+    options = ComputeOptions(**{key: shape.pop(key) for key in OPTIONS if key in shape})
+    return Setting(
+        spec=make_spec(**shape),
+        optim=OptimSpec(),
+        options=options,
+        framework=framework,
+        compiled=False,
+        batch_size=rows,
+        micro_batch_size=rows,
+        seq_len=SEQ,
+    )
+
+
+def learner_and_batch(setting):
+    backend = load_backend("cpu" if setting.framework == "torch" else "mlx")
+    learner = backend.learner(setting.spec, setting.optim, setting.options, random_weights(setting.spec))
+    return learner, random_batch(setting.spec, rows=setting.micro_batch_size, seq=setting.seq_len)
+
+
+torch_only = pytest.mark.skipif("cpu" not in INSTALLED, reason="PyTorch is not installed")
+mlx_only = pytest.mark.skipif("mlx" not in INSTALLED, reason="MLX is not installed")
+
+
+@torch_only
+@pytest.mark.parametrize("case", CASES)
+def test_torch_keeps_what_the_model_says(case):
+    """Bytes that autograd saves in the forward pass, each storage once, without the weights themselves."""
+    import torch
+
+    setting = setting_of(CASES[case], "torch")
+    learner, batch = learner_and_batch(setting)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*learner.params.values(), *learner.model.buffers())}
+    saved = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        learner._summed_nats(*learner._put_batch(batch), learner._dropout_keys(StepScalars(0, 1e-3, seed=0), 0, ROWS))
+    memory = step_memory(setting)
+    spec, chunk = setting.spec, setting.options.loss_chunk
+    # Of the logits' part, log-probabilities wait for the backward pass; with chunks the two gradients do.
+    act = 4 if setting.options.precision == "fp32" else 2
+    waiting = 4 * setting.tokens * spec.vocab_size
+    if chunk:
+        waiting = 4 * spec.vocab_size * spec.hidden_size + act * setting.tokens * spec.hidden_size
+    expected = memory.activations + memory.casts + waiting
+    assert sum(size for size, _ in saved.values()) == pytest.approx(expected, rel=0.1)
+
+
+def torch_peak(setting, tmp_path):
+    """The most that PyTorch's allocator held during a second step, in bytes above what was there before it."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    learner, batch = learner_and_batch(setting)
+    learner.step([batch], StepScalars(0, 1e-3, seed=0)).read()
+    for param in learner.params.values():
+        param.grad = None
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        torch.empty(1)
+        learner.step([batch], StepScalars(1, 1e-3, seed=0)).read()
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    held = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    return max(held) - held[0]
+
+
+@torch_only
+@pytest.mark.parametrize("case", PEAK_CASES)
+def test_torch_peak_is_near_the_estimate(case, tmp_path):
+    setting = setting_of(CASES[case], "torch")
+    memory = step_memory(setting)
+    measured = torch_peak(setting, tmp_path)
+    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.25)
+
+
+@mlx_only
+@pytest.mark.parametrize("case", PEAK_CASES)
+def test_mlx_peak_is_near_the_estimate(case):
+    """With MLX kept from running ahead of itself: on a CPU it allocates what it has only queued."""
+    import mlx.core as mx
+
+    from sconce_mlx.learner import _to_device
+
+    setting = setting_of(CASES[case], "mlx")
+    learner, batch = learner_and_batch(setting)
+    mx.eval(learner.params, learner.slots)
+    tensors = (*_to_device(batch), learner._dropout_keys(StepScalars(0, 1e-3, seed=0), 0, ROWS), mx.array(1.0))
+    mx.eval(tensors)
+    gc.collect()
+    limit = mx.set_memory_limit(1)
+    try:
+        mx.synchronize()
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(learner._nats_and_grads(learner.params, *tensors))
+        measured = mx.get_peak_memory() - before
+    finally:
+        mx.set_memory_limit(limit)
+    memory = step_memory(setting)
+    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.25)
+
+
+def test_state_and_cache_are_what_is_allocated(backend):
+    framework = "mlx" if backend.name == "mlx" else "torch"
+    setting = setting_of({"num_kv_heads": 2, "precision": "bf16"}, framework)
+    learner, _ = learner_and_batch(setting)
+    memory = step_memory(setting)
+    assert memory.weights + memory.optimizer == sum(array.nbytes for _, array in learner.tensors())
+    decoder = learner.decoder(rows=3, max_len=50)
+    assert cache_memory(setting.spec, setting.options, 3, 50) == sum(cache.nbytes for cache in decoder.cache)
+
+
+@pytest.mark.parametrize("framework", ["torch", "mlx"])
+def test_more_rows_and_less_recomputation_need_more(framework):
+    peaks = [step_memory(setting_of({}, framework, rows)).peak for rows in (1, 2, 4, 8)]
+    assert peaks == sorted(peaks)
+    cheap, dear = ({"num_layers": 8, "recompute_every": every} for every in (1, 0))
+    assert step_memory(setting_of(cheap, framework)).peak < step_memory(setting_of(dear, framework)).peak / 2
+    sizes = np.diff(peaks)
+    assert sizes[1] == pytest.approx(2 * sizes[0], rel=0.3), "memory is linear in the rows, beside what is constant"

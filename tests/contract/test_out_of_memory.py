@@ -1,0 +1,183 @@
+"""A device that is too small: smaller micro-batches, the same update, and nothing lost where even one is too large."""
+
+import json
+
+import pytest
+from commands import SMALL, checkpoints, records, weights, write_corpus
+
+from sconce.config import load_config
+from sconce.errors import OutOfMemoryError
+from sconce.orchestrate import LocalJob, orchestrate_local
+from sconce.training import run as run_module
+from sconce.training.job import train_config
+from sconce.training.run import RunFolder
+
+STEPS = ("scheduler.total_steps=8", "runtime.checkpoint.every_n_steps=4", "data.batch_size=6")
+
+
+class Quiet:
+    """A reporter that remembers what was said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+    def __getattr__(self, name):
+        return lambda *_: None
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A config whose tokenizer and shards exist, trained for one update."""
+    root = tmp_path_factory.mktemp("prepared")
+    job = LocalJob(inputs=(write_corpus(root / "corpus.txt"),), vocab_size=300, overrides=(*SMALL, *STEPS))
+    folder = RunFolder(root / "run")
+    orchestrate_local(job, folder, hardware="cpu", reporter=Quiet())
+    return folder.root / "training.toml"
+
+
+def error_of(backend):
+    """What each framework says when it cannot allocate."""
+    if backend.name == "mlx":
+        return RuntimeError("[metal::malloc] Attempting to allocate 99 bytes which is greater than the maximum allowed")
+    import torch
+
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99.00 GiB\nmore")
+
+
+def limit_memory(monkeypatch, backend, largest, from_step):
+    """Make `backend`'s learners fail on more than `largest` rows from an update on, as if the memory were full."""
+    hook = "_nats_and_grads" if backend.name == "mlx" else "_summed_nats"
+    tokens_at = 1 if backend.name == "mlx" else 0
+    updates = {"begun": -1}
+    make = backend.learner
+
+    def learner(*arguments):
+        made = make(*arguments)
+        compute, step = getattr(made, hook), made.step
+
+        def begin(batches, scalars):
+            updates["begun"] = scalars.step
+            return step(batches, scalars)
+
+        def limited(*tensors):
+            if updates["begun"] >= from_step and len(tensors[tokens_at]) > largest:
+                raise error_of(backend)
+            return compute(*tensors)
+
+        setattr(made, hook, limited)
+        made.step = begin
+        return made
+
+    monkeypatch.setattr(backend, "learner", learner, raising=False)
+    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+
+
+def train(config_path, root, backend, *overrides, **options):
+    config = load_config(config_path, (*SMALL, *STEPS, *overrides))
+    reporter = Quiet()
+    hardware = "mlx" if backend.name == "mlx" else "cpu"
+    try:
+        train_config(config, RunFolder(root), hardware=hardware, reporter=reporter, **options)
+    finally:
+        reporter.text = "\n".join(reporter.lines)
+    return reporter
+
+
+def micro_batch_of(root, step):
+    return json.loads((root / f"checkpoints/step-{step:08d}/run.json").read_text())["data"]["micro_batch_size"]
+
+
+def test_it_goes_on_with_smaller_micro_batches(prepared, tmp_path, backend, monkeypatch):
+    """From the update that failed on, it is the run that had the smaller micro-batch, bit for bit."""
+    train(prepared, tmp_path / "a", backend, resume=False, stop_at=5)
+    train(prepared, tmp_path / "a", backend, "data.micro_batch_size=3", resume=True)
+    limit_memory(monkeypatch, backend, largest=3, from_step=5)
+    reporter = train(prepared, tmp_path / "b", backend, resume=False)
+    assert reporter.text.count("out of memory") == 1
+    assert "step 6: out of memory with 6 sequences at a time; going on with 3" in reporter.text
+    assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8)
+    assert (micro_batch_of(tmp_path / "b", 4), micro_batch_of(tmp_path / "b", 8)) == (6, 3)
+    rows = [[line["rows_sha256"] for line in records(tmp_path / run) if "loss" in line] for run in "ab"]
+    assert rows[0][-1] == rows[1][-1]
+
+
+def test_a_resumed_run_keeps_the_smaller_micro_batch(prepared, tmp_path, backend, monkeypatch):
+    limit_memory(monkeypatch, backend, largest=3, from_step=2)
+    train(prepared, tmp_path / "a", backend, resume=False)
+    train(prepared, tmp_path / "b", backend, resume=False, stop_at=6)
+    monkeypatch.undo()
+    reporter = train(prepared, tmp_path / "b", backend, resume=True)
+    assert "micro-batch: 3 of 6 sequences at a time, as before" in reporter.text
+    assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8)
+
+
+def test_one_sequence_too_many_saves_and_says_what_to_change(prepared, tmp_path, backend, monkeypatch):
+    limit_memory(monkeypatch, backend, largest=0, from_step=5)
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(prepared, tmp_path / "a", backend, resume=False)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for part in (
+        "step 6",
+        "1 sequence",
+        "step 5 is saved",
+        "activation_checkpointing",
+        "loss_chunk",
+        "sequence_length",
+    ):
+        assert part in message
+    assert caught.value.exit_code == 1
+    assert checkpoints(tmp_path / "a")[-1] == "step-00000005"
+    monkeypatch.undo()
+    train(prepared, tmp_path / "a", backend, "runtime.activation_checkpointing=block", resume=True)
+    assert checkpoints(tmp_path / "a")[-1] == "step-00000008"
+
+
+def test_a_half_applied_update_is_not_saved(prepared, tmp_path, backend, monkeypatch):
+    make = backend.learner
+
+    def learner(*arguments):
+        made = make(*arguments)
+
+        def fail(*_):
+            raise OutOfMemoryError("full", intact=False)
+
+        made.step = fail
+        return made
+
+    train(prepared, tmp_path / "a", backend, resume=False, stop_at=5)
+    monkeypatch.setattr(backend, "learner", learner, raising=False)
+    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+    with pytest.raises(OutOfMemoryError, match="the last checkpoint is of step 5"):
+        train(prepared, tmp_path / "a", backend, resume=True)
+
+
+def test_other_errors_of_the_framework_stay_what_they_are(backend, monkeypatch):
+    from tiny import make_spec, random_batch, random_weights
+
+    from sconce.backend import ComputeOptions, StepScalars
+    from sconce.optim import OptimSpec
+
+    spec = make_spec()
+    learner = backend.learner(spec, OptimSpec(), ComputeOptions(), random_weights(spec))
+
+    def broken(*_):
+        raise RuntimeError("shapes do not match")
+
+    setattr(learner, "_nats_and_grads" if backend.name == "mlx" else "_summed_nats", broken)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        learner.step([random_batch(spec)], StepScalars(0, 1e-3, seed=0))
+
+
+def test_a_limited_evaluation_scores_the_same_text_whatever_the_micro_batch(prepared, tmp_path, backend):
+    limited = ("runtime.evaluation.max_batches=1", "runtime.evaluation.every_n_steps=2")
+    found = []
+    for size in (6, 2):
+        root = tmp_path / str(size)
+        train(prepared, root, backend, *limited, f"data.micro_batch_size={size}", resume=False, stop_at=2)
+        found += [line for line in records(root) if "eval_loss" in line]
+    assert [line["eval_tokens"] for line in found] == [6 * 32, 6 * 32]
+    assert found[0]["eval_loss"] == pytest.approx(found[1]["eval_loss"], abs=1e-4)
