@@ -51,9 +51,12 @@ def start(
         unchecked = "not checked; nothing shows that this is the run that was saved"
         found = check_certificate(run.witness, run.resumed_from) if certificate else unchecked
         reporter.say(f"certificate: {found}")
-    if (chunk := make_compute(config, run.spec).loss_chunk) is not None:
+    if (chunk := make_compute(run.config, run.spec).loss_chunk) is not None:
         reporter.say(f"loss: logits of {chunk:,} tokens at a time")
-    write_json(folder.config, to_json(config))
+    compiled = config.runtime.compile
+    if compiled or (compiled is None and run.backend.device().kind != "cpu"):
+        reporter.say("compiling at the first update, which takes longer; runtime.compile = false does without")
+    write_json(folder.config, to_json(run.config))
     return run
 
 

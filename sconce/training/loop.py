@@ -1,8 +1,11 @@
 """The training loop: updates in order, and everything periodic between them."""
 
+import gc
 import math
 import time
 from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,7 +91,7 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     started_at = run.step
     run.reporter.start(run.step, total)
     try:
-        with catch_stop_signals() as request, Prefetcher(trainer.step_data, run.step) as data:
+        with catch_stop_signals() as request, Prefetcher(trainer.step_data, run.step) as data, _frozen_heap():
             trainer.run_updates(data, end, request)
             trainer.save_if_new()  # inside: a signal that comes only now must not end the save
             finished = run.step == total
@@ -109,6 +112,17 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
         trainer.close()
     plot_loss(read_metrics(run.folder.metrics), run.folder.plot)
     return outcome
+
+
+@contextmanager
+def _frozen_heap() -> Generator[None]:
+    """Keep the garbage collector from walking, between updates, through all that imports and set-up have made."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _extend(run: Run) -> str:

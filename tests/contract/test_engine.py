@@ -5,9 +5,9 @@ import importlib
 import numpy as np
 import pytest
 import reference
-from tiny import make_spec, random_batch, random_weights
+from tiny import INSTALLED, make_spec, random_batch, random_weights
 
-from sconce.backend import INITIAL_LOSS_SCALE, LOSS_SCALE_INTERVAL, ComputeOptions, LossScale, StepScalars
+from sconce.backend import INITIAL_LOSS_SCALE, LOSS_SCALE_INTERVAL, ComputeOptions, LossScale, StepScalars, load_backend
 from sconce.data.batches import Batch
 from sconce.optim import OptimSpec
 
@@ -158,3 +158,24 @@ def test_a_skipped_update_still_counts(backend):
     fresh.step([batch], StepScalars(1, LR, seed=0)).read()
     for (name, x), (_, y) in zip(skipped.tensors(), fresh.tensors(), strict=True):
         np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+@pytest.mark.skipif("cpu" not in INSTALLED, reason="torch is not installed")
+def test_without_a_compiler_training_goes_on_and_says_so_once(monkeypatch, caplog):
+    from torch._inductor import compile_fx
+
+    def no_compiler(*_, **__):
+        raise FileNotFoundError("no C++ compiler here")
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", no_compiler)
+    backend, spec = load_backend("cpu"), make_spec()
+    learners = [
+        backend.learner(spec, OptimSpec(), ComputeOptions(compile=on), random_weights(spec)) for on in (True, False)
+    ]
+    for step in range(2):
+        scalars = StepScalars(step, LR, seed=0)
+        a, b = (learner.step([random_batch(spec, seed=step)], scalars).read() for learner in learners)
+        assert a.loss == pytest.approx(b.loss, abs=1e-6)
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "sconce")
+    assert "torch.compile does not work here" in said
+    assert "no C++ compiler here" in said

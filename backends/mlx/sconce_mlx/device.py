@@ -68,4 +68,8 @@ class MLXBackend:
 def open_backend(device: str) -> MLXBackend:
     """MLX on its default device; `device` is "auto", the only one there is."""
     assert device == "auto", device
+    if mx.metal.is_available():
+        # Otherwise macOS may page out weights and moments that a step needs again at once. The cache of freed arrays
+        # keeps MLX's own limit: with fixed shapes every step frees what the next one needs.
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
     return MLXBackend()

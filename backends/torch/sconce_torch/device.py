@@ -81,4 +81,6 @@ def open_backend(device: str) -> TorchBackend:
             "--backend cuda: PyTorch sees no CUDA device; check nvidia-smi, or install a CUDA build of torch"
         )
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    # fp32 means fp32: TF32 would round a product's factors to 11 bits. bf16 is there for speed.
+    torch.set_float32_matmul_precision("highest")
     return TorchBackend(torch.device("cuda" if use_cuda else "cpu"))

@@ -24,6 +24,7 @@ from sconce.backend import (
 from sconce.dropout import row_keys
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
+from sconce_torch.compile import Compiled
 from sconce_torch.decode import TorchDecoder
 from sconce_torch.loss import summed_nats, token_nats
 from sconce_torch.memory import out_of_memory
@@ -81,7 +82,7 @@ class TorchLearner:
         self.loss_chunk = run.loss_chunk or sys.maxsize
         self.scaler = LossScaler(device) if run.precision == "fp16" else None
         compiled = run.compile if run.compile is not None else device.type == "cuda"
-        self._summed_nats = torch.compile(self._sum_nats, dynamic=False) if compiled else self._sum_nats
+        self._summed_nats = Compiled(self._sum_nats) if compiled else self._sum_nats
 
     def step(self, batches: Sequence[Batch], scalars: StepScalars) -> TorchPending:
         """Accumulate over the micro-batches, clip, update."""
