@@ -17,7 +17,8 @@ from sconce.tokenizer.bpe import Tokenizer, VocabularyError, train_tokenizer
 from sconce.training.job import start
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
-from sconce.training.run import RunFolder, corpus_of
+from sconce.training.run import RunFolder
+from sconce.training.tokens import corpus_of
 
 CLAIM = "orchestrate.json"  # which job the folder belongs to, and the config as this program wrote it
 LOCAL_VOCAB_SIZE = 1024
@@ -162,6 +163,6 @@ def train_on_corpus(corpus: Corpus, vocab_size: int, folder: Path, max_bytes: in
     """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text."""
     sources: list[dict[str, object]] = [
         {"name": source.path.name, "bytes": source.size, "sha256": sha256_file(source.path)}
-        for source in list_sources(corpus.paths)
+        for source in corpus.sources()
     ]
     return train_tokenizer(train_documents(corpus, max_bytes), vocab_size, folder, sources)

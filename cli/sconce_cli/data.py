@@ -1,21 +1,30 @@
-"""`sconce data`: read what a run trains on."""
+"""`sconce data`: make token shards, and read what a run trains on."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sconce_cli import shards, texts
 from sconce_cli.options import OverrideOption, RunDirOption, chosen_run_dir
 
 if TYPE_CHECKING:
     from sconce.data.show import Piece, ShownRow, ShownStep, StepReader
 
-app = typer.Typer(help="Read what a run trains on.", no_args_is_help=True)
+app = typer.Typer(help="Make token shards, and read what a run trains on.", no_args_is_help=True)
 
 
 @app.callback()
 def data() -> None:
-    """Read what a run trains on."""
+    """Make token shards, and read what a run trains on."""
+
+
+app.command()(texts.shard)
+app.command()(texts.clean)
+app.command()(shards.prepare)
+app.command()(shards.inspect)
+app.command()(shards.stats)
+app.command()(shards.verify)
 
 
 @app.command()
@@ -81,14 +90,13 @@ def _echo_step(reader: "StepReader", shown: "ShownStep") -> None:
 
 
 def _echo_row(row: "ShownRow", with_tokens: bool) -> None:
-    typer.echo(f"\n[{row.position}] row {row.row}, epoch {row.epoch}: tokens {row.start:,} to {row.end - 1:,}")
-    start = row.start
+    padding = f", {row.padding:,} places empty" if row.padding else ""
+    typer.echo(f"\n[{row.position}] row {row.row}, epoch {row.epoch}{padding}")
     for piece in row.pieces:
-        end = start + len(piece.tokens)
+        start, end = piece.start, piece.start + len(piece.tokens)
         whole = "start" if piece.offset == 0 else f"its token {piece.offset:,}"
         typer.echo(f"  document {piece.document:,} from {whole}: tokens {start:,} to {end - 1:,}")
         _echo_piece(piece, with_tokens)
-        start = end
 
 
 def _echo_piece(piece: "Piece", with_tokens: bool) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Literal, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from pydantic import PositiveInt
 from pydantic.fields import FieldInfo
 
-from sconce.config.schema import RunConfig, Section
+from sconce.config.schema import RunConfig, Section, Weight
 
 PATHS: object = tuple[Path, ...]
+WEIGHTS: object = tuple[tuple[Weight, ...], ...]
+STEPS: object = tuple[PositiveInt, ...]
 TYPE_NAMES: dict[object, str] = {
     int: "an integer",
     float: "a number",
@@ -20,6 +23,8 @@ TYPE_NAMES: dict[object, str] = {
     str: "a string",
     Path: "a path",
     PATHS: "a list of paths",
+    WEIGHTS: "a list of lists of numbers >= 0",
+    STEPS: "a list of integers > 0",
 }
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from sconce.config.schema import RunConfig
 
+LEAST_SHARE = 1 / 2000  # of a source: the order of rows knows shares of a 4096th
+
 Relation = tuple[tuple[str, ...], str]
 """The keys involved, the first being the one to report at, and what is wrong."""
 
@@ -62,6 +64,7 @@ def _data(config: RunConfig) -> Iterator[Relation]:
             ("data.sequence_length", "model.max_position_embeddings"),
             f"found {data.sequence_length}, expected at most model.max_position_embeddings {longest}",
         )
+    yield from _mixture(config)
     keys = ("data.batch_size", "data.micro_batch_size", "data.gradient_accumulation_steps")
     batch, micro, accumulation = data.batch_size, data.micro_batch_size, data.gradient_accumulation_steps
     if micro is not None and (batch % micro or accumulation not in (None, 1, batch // micro)):
@@ -72,6 +75,31 @@ def _data(config: RunConfig) -> Iterator[Relation]:
         fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
         advice = f"batch_size = {batch} and gradient_accumulation_steps = {fitting}"
         yield keys, _instead(batch, "equal micro-batches", accumulation, advice)
+
+
+def _mixture(config: RunConfig) -> Iterator[Relation]:
+    data, key = config.data, "data.weights"
+    if len(data.weight_steps) != max(0, len(data.weights) - 1):
+        yield (
+            ("data.weight_steps", key),
+            f"found {len(data.weight_steps)} steps, expected one less than the {len(data.weights)} lists of weights",
+        )
+    if list(data.weight_steps) != sorted(set(data.weight_steps)):
+        yield ("data.weight_steps",), f"found {list(data.weight_steps)}, expected steps that rise"
+    for weights in data.weights:
+        if len(weights) != len(data.train_shards):
+            yield (
+                (key, "data.train_shards"),
+                f"found {len(weights)} weights, expected one for each of the {len(data.train_shards)} paths of "
+                "data.train_shards",
+            )
+        elif any(0 < weight < sum(weights) * LEAST_SHARE for weight in weights) or not sum(weights):
+            yield (key,), f"found {list(weights)}, expected each to be 0 or at least {LEAST_SHARE:.2%} of them together"
+    if data.weights and config.scheduler.total_epochs is not None:
+        yield (
+            ("scheduler.total_epochs", key),
+            "means nothing with data.weights, where every source has epochs of its own: set scheduler.total_steps",
+        )
 
 
 def _instead(batch: int, wanted: str, accumulation: int, advice: str) -> str:

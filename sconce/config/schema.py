@@ -1,10 +1,11 @@
 """Every key a config may have: its type, its default, its check and what it means."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+Weight = Annotated[float, Field(ge=0)]
 Document = Literal["passage", "line", "blank-line", "file"]
 Strategy = Literal["constant", "linear_warmup", "cosine", "cosine_with_warmup", "polynomial", "wsd"]
 
@@ -83,7 +84,9 @@ class DataConfig(Section):
     """Text, and how it becomes rows of tokens."""
 
     train_shards: tuple[Path, ...] = Field(
-        default=(), description="Text files, .gz files, or folders of them. Required, at least one."
+        default=(),
+        description="Files of text, .jsonl (both also as .gz or .zst) or .parquet, folders of them, patterns, data "
+        "sets saved by `datasets`. Required, at least one.",
     )
     validation_shards: tuple[Path, ...] = Field(
         default=(), description="Held-out text. Default: validation_fraction of the documents of train_shards."
@@ -93,8 +96,26 @@ class DataConfig(Section):
     )
     document: Document = Field(
         default="passage",
-        description="What one document is: passage (running text, cut at a blank line after 4 KiB), line, "
-        "blank-line (blocks), or file.",
+        description="What one document of a text file is: passage (running text, cut at a blank line after 4 KiB), "
+        "line, blank-line (blocks), or file. In other files a record is one.",
+    )
+    text_field: str = Field(default="text", description="Field or column of a record that holds its text.")
+    on_error: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="At a record, a line of text, or a rest of a file that cannot be used: stop, or skip and count it.",
+    )
+    packing: Literal["concat", "bestfit"] = Field(
+        default="concat",
+        description="How documents fill rows: concat puts them one after the other and cuts anywhere; bestfit keeps "
+        "what fits whole, packs rows almost full, and attention inside a document.",
+    )
+    weights: tuple[tuple[Weight, ...], ...] = Field(
+        default=(),
+        description="Mixes the paths of train_shards as sources: a list of weights, one for each path, of which rows "
+        "are drawn in proportion; more such lists for stages. Default: every row once an epoch.",
+    )
+    weight_steps: tuple[PositiveInt, ...] = Field(
+        default=(), description="Steps after which the second, third, ... list of weights applies, rising."
     )
     sequence_length: int | None = Field(
         default=None,

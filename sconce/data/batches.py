@@ -28,7 +28,8 @@ NO_ROWS = "0" * 64  # where the chain of `chain_rows` starts
 def rows_sha256(rows: NDArray[np.int64], batches: Sequence[Batch]) -> str:
     """Hex SHA-256 of row numbers and their tokens; the same however the rows are split into batches."""
     digest = hashlib.sha256(rows.astype("<i8").tobytes())
-    for part in (*(batch.inputs for batch in batches), *(batch.targets for batch in batches)):
+    segments = [batch.segments for batch in batches if batch.segments is not None]
+    for part in (*(batch.inputs for batch in batches), *(batch.targets for batch in batches), *segments):
         digest.update(np.ascontiguousarray(part, "<i4").data)
     return digest.hexdigest()
 
@@ -39,9 +40,8 @@ def chain_rows(so_far: str, step_sha256: str) -> str:
 
 
 def num_rows(store: TokenStore, seq_len: int) -> int:
-    """Rows of `seq_len` predictions that the tokens give; row j is tokens j*seq_len .. j*seq_len + seq_len.
+    """Rows of `seq_len` predictions that the tokens give, one after the other: see `read_batch`.
 
-    Neighbours share one token, the last target of one and the first input of the next.
     Raises DataError when there is not one row.
     """
     rows = (store.num_tokens - 1) // seq_len
@@ -53,9 +53,12 @@ def num_rows(store: TokenStore, seq_len: int) -> int:
     return rows
 
 
-def read_batch(store: TokenStore, rows: NDArray[np.int64], seq_len: int) -> Batch:
-    """The given rows, (len(rows), seq_len)."""
-    tokens = np.stack([store.read(int(row) * seq_len, seq_len + 1) for row in rows])
+def read_batch(store: TokenStore, rows: NDArray[np.int64], seq_len: int, first: int = 0) -> Batch:
+    """The given rows, (len(rows), seq_len); row j is seq_len + 1 tokens from first + j*seq_len on.
+
+    Neighbours share one token, the last target of one and the first input of the next.
+    """
+    tokens = np.stack([store.read(first + int(row) * seq_len, seq_len + 1) for row in rows])
     return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
 
 

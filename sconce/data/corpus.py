@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from sconce.data.sources import DocumentRule, Source, list_sources
+from sconce.data.sources import DocumentRule, OnError, Source, list_sources
 
 Split = Literal["train", "validation"]
 OnRead = Callable[[int], None]
@@ -15,12 +15,26 @@ OnRead = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Text files or folders of them. With `validation_paths` nothing else is held out."""
+    """Files of text or records, folders or patterns. With `validation_paths` nothing else is held out."""
 
     paths: tuple[Path, ...]
     validation_paths: tuple[Path, ...] = ()
     rule: DocumentRule = "passage"
     validation_fraction: float = 0.01
+    text_field: str = "text"
+    on_error: OnError = "stop"
+
+    def sources(self) -> list[Source]:
+        """The files of `paths`."""
+        return list_sources(self.paths, self.text_field, self.on_error)
+
+    def sources_of_paths(self) -> list[list[Source]]:
+        """The same, those of each path by themselves."""
+        return [list_sources((path,), self.text_field, self.on_error) for path in self.paths]
+
+    def validation_sources(self) -> list[Source]:
+        """The files of `validation_paths`."""
+        return list_sources(self.validation_paths, self.text_field, self.on_error)
 
 
 def document_hash(document: bytes) -> int:
@@ -65,7 +79,7 @@ def train_documents(corpus: Corpus, max_bytes: int | None = None) -> Iterator[st
 
     The first ones in order, and the one that reaches `max_bytes` is still whole.
     """
-    sources = list_sources(corpus.paths)
+    sources = corpus.sources()
     threshold = -1 if corpus.validation_paths else split_threshold(corpus, sources)
     done = 0
     for split, document in split_documents(corpus, sources, (), threshold):

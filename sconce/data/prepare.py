@@ -1,50 +1,48 @@
-"""Text to token shards, once: built beside its place, then renamed into it, and reused as long as it fits."""
+"""Text to token shards, once: built beside its place, then renamed into it, and reused as long as it fits.
+
+A build that was killed is gone on with from its last commit: see `_Build`.
+"""
 
 import fcntl
 import hashlib
+import json
 import shutil
-from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
-import numpy as np
-
-from sconce.data.corpus import Corpus, Split, split_documents, split_threshold
+from sconce.data.corpus import Corpus, Split, split_threshold
+from sconce.data.discover import exists
+from sconce.data.encode import ALONE, DocumentEncoder, EncodersDiffer, EncodingPool, Engine, TextEncoder
 from sconce.data.shards import (
     FORMAT,
     MANIFEST,
+    PACKING,
     Dtype,
     Manifest,
-    Shard,
     SourceRecord,
     TokenData,
     open_tokens,
     read_manifest,
 )
-from sconce.data.sources import Source, list_sources
+from sconce.data.sources import DocumentRule, Source
+from sconce.data.writer import SplitWriter
 from sconce.errors import DataError
-from sconce.files import fsync_file, fsync_folder, sha256_file, write_json
+from sconce.files import fsync_folder, sha256_file, write_json
 
 SHARD_TOKENS = 2**26
-_BATCH_BYTES = 2**22  # of text encoded at once: enough for every core, little beside a model
+JOURNAL = "journal.json"
+_BATCH_BYTES = 2**20  # of text encoded at once: enough to be worth sending to a process, little beside a model
+_COMMIT_BYTES = 2**26  # of text between two commits, the most that a kill loses
+_POOL_BYTES = 2**24  # of source files: less is done before processes have started
+_ALL = 2**64  # as a threshold: every document is held out
 
-Progress = Callable[[int, int], None]
-"""Called with the bytes of the source files read so far, and of all of them."""
-
-
-class TextEncoder(Protocol):
-    """What preparing needs of a tokenizer."""
-
-    @property
-    def sha256(self) -> str: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def eos_id(self) -> int: ...
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+Progress = Callable[[int, int, int], None]
+"""Called with the bytes of the source files read so far, of all of them, and the documents tokenised so far."""
+Say = Callable[[str], None]
 
 
 def prepare(
@@ -53,44 +51,70 @@ def prepare(
     folder: Path,
     *,
     shard_tokens: int = SHARD_TOKENS,
+    engine: Engine = ALONE,
     progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> TokenData:
     """The corpus as token shards in `folder`: built, or reused when those there are intact and of this corpus.
 
     Of this corpus means the same tokenizer, document rule, split and paths, and source files of the same name,
     size, and time or else content. A build whose sources are gone is reused too, so that a run folder can move
     to another machine without them. Of two processes that prepare one folder, the second waits and reuses.
-    `say` hears of a damaged build that is made anew.
+    The same corpus gives the same bytes by whatever `engine`, and however often it was killed on the way.
+    `say` hears of a damaged build that is made anew, of what is skipped, and of a killed build that goes on.
     Raises DataError for text or paths that cannot be used; an older build then stays as it is.
     """
+    say = say or _say_nothing
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
-        for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):
-            shutil.rmtree(leftover)  # of a killed build: nobody else has the lock
         if is_current(corpus, tokenizer, folder):
             try:
                 return open_tokens(folder)
             except DataError as error:
                 if _sources_are_gone(corpus):
                     raise
-                if say is not None:
-                    say(f"WARNING: {error}; making them anew of the text")
+                say(f"WARNING: {error}; making them anew of the text")
         _check_replaceable(folder)
-        new, old = (folder.with_name(f".{folder.name}.tmp-{name}") for name in ("new", "old"))
+        if (folder / MANIFEST).exists() and not is_current(corpus, tokenizer, folder):
+            say(f"note: the token shards in {folder} are of other text or another tokenizer, and are replaced")
+        job = _Job(corpus, tokenizer, shard_tokens, engine, progress or _count_nothing, say)
         try:
-            new.mkdir()
-            _build(corpus, tokenizer, new, shard_tokens, progress)
-            if folder.exists():
-                folder.rename(old)
-            new.rename(folder)
-            fsync_folder(folder.parent)
+            _make(job, folder)
         except OSError as error:
             raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
-        finally:
-            for rest in (new, old):
-                shutil.rmtree(rest, ignore_errors=True)
         return open_tokens(folder, verify=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What `prepare` was asked for."""
+
+    corpus: Corpus
+    tokenizer: TextEncoder
+    shard_tokens: int
+    engine: Engine
+    progress: Progress
+    say: Say
+
+
+def _make(job: _Job, folder: Path) -> None:
+    """Build beside `folder`, then take its place. What an error leaves is kept if it can be gone on with."""
+    new, old = (folder.with_name(f".{folder.name}.tmp-{name}") for name in ("new", "old"))
+    shutil.rmtree(old, ignore_errors=True)  # of a killed build: nobody else has the lock
+    try:
+        if not is_current(job.corpus, job.tokenizer, new):  # it is if we were killed just before the renaming
+            _build(job, new)
+        (new / JOURNAL).unlink(missing_ok=True)
+        for half_written in new.glob(".*.tmp-*"):  # where a kill met the writing of the journal
+            half_written.unlink()
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+        fsync_folder(folder.parent)
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+        if not (new / JOURNAL).exists():
+            shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager
@@ -106,132 +130,253 @@ def _locked(folder: Path) -> Generator[None]:
 def _check_replaceable(folder: Path) -> None:
     """Raise DataError rather than delete a folder, or a file, that is not ours."""
     entries = list(folder.iterdir()) if folder.is_dir() else [folder] if folder.exists() else []
-    if not all(entry.name == MANIFEST or entry.suffix in (".bin", ".idx") for entry in entries):
+    if not all(entry.name in (MANIFEST, PACKING) or entry.suffix in (".bin", ".idx") for entry in entries):
         raise DataError(f"{folder}: is there and holds something other than token shards: choose another folder")
 
 
-def _build(corpus: Corpus, tokenizer: TextEncoder, folder: Path, shard_tokens: int, progress: Progress | None) -> None:
-    train, validation = list_sources(corpus.paths), list_sources(corpus.validation_paths)
-    threshold = None if validation else split_threshold(corpus, train)
-    total = sum(source.size for source in (*train, *validation))
-    done = 0
-
-    def on_read(size: int) -> None:
-        nonlocal done
-        done += size
-        if progress is not None:
-            progress(done, total)
-
-    documents = split_documents(corpus, train, validation, -1 if threshold is None else threshold, on_read)
-    dtype: Dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
-    with ExitStack() as stack:
-        writers: dict[Split, _SplitWriter] = {
-            "train": _SplitWriter(folder, "train", dtype, shard_tokens),
-            "validation": _SplitWriter(folder, "validation", dtype, shard_tokens),
-        }
-        for writer in writers.values():
-            stack.callback(writer.close)
-        for split, size, ids in _encoded(documents, tokenizer):
-            writers[split].add(ids, size)
-    manifest = Manifest(
-        format=FORMAT,
-        tokenizer_sha256=tokenizer.sha256,
-        dtype=dtype,
-        vocab_size=tokenizer.vocab_size,
-        eos_id=tokenizer.eos_id,
-        rule=corpus.rule,
-        paths=[str(path) for path in corpus.paths],
-        validation_paths=[str(path) for path in corpus.validation_paths],
-        validation_fraction=corpus.validation_fraction,
-        threshold=threshold,
-        shards=[shard for writer in writers.values() for shard in writer.shards],
-        sources=[
-            SourceRecord(path=str(source.path), size=source.size, mtime_ns=source.mtime_ns, sha256=source.sha256)
-            for source in (*train, *validation)
-        ],
-    )
-    write_json(folder / MANIFEST, asdict(manifest))
+def _build(job: _Job, folder: Path) -> None:
+    try:
+        _Build(job, folder).run()
+    except EncodersDiffer:
+        assert job.engine.fast is not None
+        job.say(f"note: {job.engine.fast.name} gives other ids than tokenizers: beginning again without it")
+        shutil.rmtree(folder)
+        _Build(replace(job, engine=replace(job.engine, fast=None)), folder).run()
 
 
-def _encoded(
-    documents: Iterable[tuple[Split, bytes]], tokenizer: TextEncoder
-) -> Iterator[tuple[Split, int, list[int]]]:
-    """Each document's split, UTF-8 bytes and token ids with EOS, in order."""
-    for batch in _batches(documents):
-        encoded = tokenizer.encode_batch([document.decode() for _, document in batch])
-        for (split, document), ids in zip(batch, encoded, strict=True):
-            yield split, len(document), [*ids, tokenizer.eos_id]
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one path of the corpus stands for; `path` is its place in the list, None for validation's paths."""
+
+    path: int | None
+    threshold: int
 
 
-def _batches(documents: Iterable[tuple[Split, bytes]]) -> Iterator[list[tuple[Split, bytes]]]:
-    batch: list[tuple[Split, bytes]] = []
-    size = 0
-    for split, document in documents:
-        batch.append((split, document))
-        size += len(document)
-        if size >= _BATCH_BYTES:
+@dataclass(frozen=True, slots=True)
+class _Position:
+    """How far the sources are read: `source` whole ones, and `documents` of the next; `read` bytes in all."""
+
+    source: int
+    documents: int
+    read: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Documents of one part, and where reading goes on after them."""
+
+    documents: list[bytes]
+    part: "_Part"
+    after: _Position
+
+    @property
+    def threshold(self) -> int:
+        """The hash up to which they are held out."""
+        return self.part.threshold
+
+
+class _Reader:
+    """Reads the sources from `start` on; `finished` is extended by each that is read to its end."""
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Source, _Part]],
+        rule: DocumentRule,
+        start: _Position,
+        finished: list[dict[str, Any]],
+    ) -> None:
+        self.finished = finished
+        self._sources, self._start = sources, start
+        self._rule: DocumentRule = rule
+        self._read = sum(source.size for source, _ in sources[: start.source])
+
+    @property
+    def skipped(self) -> int:
+        """Records and the like that could not be used, in all that was read so far."""
+        return sum(one["skipped"] for one in self.finished) + sum(source.skipped for source, _ in self._sources)
+
+    def batches(self) -> Iterator[_Batch]:
+        batch, size = _Batch([], _Part(None, 0), self._start), 0
+        for index, (source, part) in enumerate(self._sources[self._start.source :], self._start.source):
+            if batch.documents and batch.part != part:
+                yield batch
+                batch, size = _Batch([], part, batch.after), 0
+            held = batch.documents
+            for taken, document in enumerate(source.documents(self._rule, self._count), 1):
+                if index == self._start.source and taken <= self._start.documents:
+                    continue
+                held.append(document)
+                size += len(document)
+                if size >= _BATCH_BYTES:
+                    yield _Batch(held, part, _Position(index, taken, self._read))
+                    held, size = [], 0
+            self._finish(source)
+            batch = _Batch(held, part, _Position(index + 1, 0, self._read))
+        if batch.documents:
             yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+
+    def _count(self, size: int) -> None:
+        self._read += size
+
+    def _finish(self, source: Source) -> None:
+        facts = {"sha256": source.sha256, "skipped": source.skipped, "first_fault": source.first_fault}
+        self.finished.append(facts)
+        source.skipped = 0  # counted there from now on
 
 
-class _SplitWriter:
-    """Writes one split's documents to shards of at most `shard_tokens`, or of one longer document."""
+class _Build:
+    """One build, in a folder that holds shards and, until it is complete, a journal.
 
-    def __init__(self, folder: Path, split: Split, dtype: Dtype, shard_tokens: int) -> None:
-        self.shards: list[Shard] = []
-        self._folder = folder
-        self._split: Split = split
-        self._dtype = np.dtype(dtype).newbyteorder("<")
-        self._shard_tokens = shard_tokens
-        self._open: _ShardFile | None = None
+    Documents pass in one order whatever encodes them: reader, encoders, writers. After a batch is written, now and
+    then, the files are flushed and the journal says how long they are and which document comes next. Going on means
+    cutting the files to that length and reading on from that document.
+    """
 
-    def add(self, ids: list[int], utf8_bytes: int) -> None:
-        if self._open is not None and self._open.tokens + len(ids) > self._shard_tokens:
-            self.close()
-        if self._open is None:
-            self._open = _ShardFile(self._folder / f"{self._split}-{len(self.shards):05d}")
-        self._open.add(np.array(ids, self._dtype).tobytes(), len(ids), utf8_bytes)
+    def __init__(self, job: _Job, folder: Path) -> None:
+        corpus = job.corpus
+        self._job, self._folder = job, folder
+        train, validation = corpus.sources_of_paths(), corpus.validation_sources()
+        self._threshold = None if validation else split_threshold(corpus, chain.from_iterable(train))
+        held_out = -1 if self._threshold is None else self._threshold
+        self._sources = [(source, _Part(path, held_out)) for path, some in enumerate(train) for source in some]
+        self._sources += [(source, _Part(None, _ALL)) for source in validation]
+        self._path_tokens = [0] * len(train)
+        self._total = sum(source.size for source, _ in self._sources)
+        self._dtype: Dtype = "uint16" if job.tokenizer.vocab_size <= 2**16 else "uint32"
+        self._writers: dict[Split, SplitWriter] = {}
+        self._documents = self._committed_shards = 0
 
-    def close(self) -> None:
-        if self._open is not None:
-            self.shards.append(self._open.finish(self._split))
-            self._open = None
+    def run(self) -> None:
+        """Build, or go on with what the folder holds. Raises EncodersDiffer."""
+        job = self._job
+        workers = job.engine.workers if self._total >= _POOL_BYTES else 1
+        encoder = DocumentEncoder(job.tokenizer, job.engine.fast)
+        encoder.check()
+        reader = self._resume() or self._begin()
+        try:
+            with EncodingPool[_Batch](encoder, workers) as pool:
+                self._write(reader, pool)
+            for writer in self._writers.values():
+                writer.close()
+        finally:
+            for writer in self._writers.values():
+                writer.abandon()
+        job.progress(self._total, self._total, self._documents)
+        self._say_skipped(reader)
+        write_json(self._folder / MANIFEST, asdict(self._manifest(reader)))
 
+    def _write(self, reader: _Reader, pool: EncodingPool[_Batch]) -> None:
+        since = 0
+        for batch, (train, held_out) in pool.map(reader.batches()):
+            self._writers["train"].add(train)
+            self._writers["validation"].add(held_out)
+            if batch.part.path is not None:
+                self._path_tokens[batch.part.path] += len(train.ids)
+            self._documents += len(batch.documents)
+            since += sum(map(len, batch.documents))
+            shards = sum(len(writer.shards) for writer in self._writers.values())
+            if since >= _COMMIT_BYTES or shards > self._committed_shards:
+                self._commit(reader, batch.after)
+                since, self._committed_shards = 0, shards
+            self._job.progress(batch.after.read, self._total, self._documents)
 
-class _ShardFile:
-    def __init__(self, stem: Path) -> None:
-        self.tokens = 0
-        self._stem = stem
-        self._utf8_bytes = 0
-        self._starts = array("Q")
-        self._digest = hashlib.sha256()
-        self._file = stem.with_suffix(".bin").open("wb")
+    def _new_writers(self) -> dict[Split, SplitWriter]:
+        make, tokens = SplitWriter, self._job.shard_tokens
+        return {
+            "train": make(self._folder, "train", self._dtype, tokens),
+            "validation": make(self._folder, "validation", self._dtype, tokens),
+        }
 
-    def add(self, raw: bytes, tokens: int, utf8_bytes: int) -> None:
-        self._file.write(raw)
-        self._digest.update(raw)
-        self._starts.append(self.tokens)
-        self.tokens += tokens
-        self._utf8_bytes += utf8_bytes
+    def _begin(self) -> _Reader:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self._writers = self._new_writers()
+        return _Reader(self._sources, self._job.corpus.rule, _Position(0, 0, 0), [])
 
-    def finish(self, split: Split) -> Shard:
-        starts = np.array(self._starts, "<u8").tobytes()
-        with self._file as tokens, self._stem.with_suffix(".idx").open("wb") as index:
-            index.write(starts)
-            for file in (tokens, index):
-                file.flush()
-                fsync_file(file.fileno())
-        return Shard(
-            name=self._stem.name,
-            split=split,
-            tokens=self.tokens,
-            documents=len(self._starts),
-            utf8_bytes=self._utf8_bytes,
-            bin_sha256=self._digest.hexdigest(),
-            idx_sha256=hashlib.sha256(starts).hexdigest(),
+    def _resume(self) -> _Reader | None:
+        """Go on from the journal; None where there is none, or it is of another corpus or of damaged files."""
+        try:
+            journal = json.loads((self._folder / JOURNAL).read_bytes())
+            if journal["request"] != self._request():
+                return None
+            if self._job.corpus.on_error == "stop" and journal["skipped"]:
+                return None
+            self._writers = self._new_writers()
+            for split, writer in self._writers.items():
+                writer.restore(journal["splits"][split])
+        except (OSError, ValueError, KeyError, TypeError, DataError):
+            return None
+        start = _Position(**journal["position"])
+        self._documents, self._path_tokens = journal["documents"], journal["path_tokens"]
+        self._committed_shards = sum(len(writer.shards) for writer in self._writers.values())
+        self._job.say(f"data: going on where a build stopped, after {self._documents:,} documents")
+        self._job.progress(start.read, self._total, self._documents)
+        return _Reader(self._sources, self._job.corpus.rule, start, journal["finished"])
+
+    def _commit(self, reader: _Reader, after: _Position) -> None:
+        journal = {
+            "request": self._request(),
+            "position": asdict(after),
+            "documents": self._documents,
+            "path_tokens": self._path_tokens,
+            "skipped": reader.skipped,
+            "finished": reader.finished[: after.source],
+            "splits": {split: writer.commit() for split, writer in self._writers.items()},
+        }
+        write_json(self._folder / JOURNAL, journal)
+
+    def _request(self) -> str:
+        """What decides the bytes of a build. Not on_error: up to the first fault both of its values give the same."""
+        corpus, tokenizer = self._job.corpus, self._job.tokenizer
+        facts: list[object] = [FORMAT, tokenizer.sha256, tokenizer.eos_id, self._dtype, self._job.shard_tokens]
+        facts += [corpus.rule, corpus.text_field, self._threshold]
+        facts += [(str(one.path), one.size, one.mtime_ns, part.path, part.threshold) for one, part in self._sources]
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def _say_skipped(self, reader: _Reader) -> None:
+        if reader.skipped:
+            first = next(one["first_fault"] for one in reader.finished if one["skipped"])
+            files = sum(one["skipped"] > 0 for one in reader.finished)
+            self._job.say(f"WARNING: skipped {reader.skipped:,} in {files:,} files; the first: {first}")
+
+    def _manifest(self, reader: _Reader) -> Manifest:
+        corpus, tokenizer = self._job.corpus, self._job.tokenizer
+        pairs = zip(self._sources, reader.finished, strict=True)
+        return Manifest(
+            format=FORMAT,
+            tokenizer_sha256=tokenizer.sha256,
+            dtype=self._dtype,
+            vocab_size=tokenizer.vocab_size,
+            eos_id=tokenizer.eos_id,
+            rule=corpus.rule,
+            text_field=corpus.text_field,
+            on_error=corpus.on_error,
+            paths=[str(path) for path in corpus.paths],
+            path_tokens=self._path_tokens,
+            validation_paths=[str(path) for path in corpus.validation_paths],
+            validation_fraction=corpus.validation_fraction,
+            threshold=self._threshold,
+            shards=[shard for writer in self._writers.values() for shard in writer.shards],
+            sources=[_record(source, finished) for (source, _), finished in pairs],
         )
+
+
+def _record(source: Source, finished: Mapping[str, Any]) -> SourceRecord:
+    return SourceRecord(
+        path=str(source.path),
+        size=source.size,
+        mtime_ns=source.mtime_ns,
+        sha256=finished["sha256"],
+        skipped=finished["skipped"],
+    )
+
+
+def _say_nothing(_: str) -> None:
+    """Nobody listens."""
+
+
+def _count_nothing(*_: int) -> None:
+    """Nobody watches."""
 
 
 def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
@@ -242,19 +387,19 @@ def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
         return False
     same_request = (
         manifest.tokenizer_sha256 == tokenizer.sha256
-        and manifest.rule == corpus.rule
+        and (manifest.rule, manifest.text_field, manifest.on_error) == (corpus.rule, corpus.text_field, corpus.on_error)
         and manifest.paths == [str(path) for path in corpus.paths]
         and manifest.validation_paths == [str(path) for path in corpus.validation_paths]
         and (corpus.validation_paths != () or manifest.validation_fraction == corpus.validation_fraction)
     )
     if not same_request or _sources_are_gone(corpus):
         return same_request
-    sources = list_sources((*corpus.paths, *corpus.validation_paths))
+    sources = [*corpus.sources(), *corpus.validation_sources()]
     return len(sources) == len(manifest.sources) and all(map(_is_same, sources, manifest.sources))
 
 
 def _sources_are_gone(corpus: Corpus) -> bool:
-    return not any(path.exists() for path in (*corpus.paths, *corpus.validation_paths))
+    return not any(exists(path) for path in (*corpus.paths, *corpus.validation_paths))
 
 
 def _is_same(source: Source, record: SourceRecord) -> bool:

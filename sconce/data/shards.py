@@ -8,7 +8,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sconce.data.corpus import Split
-from sconce.data.sources import DocumentRule
+from sconce.data.sources import DocumentRule, OnError
 from sconce.errors import DataError
 from sconce.files import sha256_file
 
 FORMAT = "sconce-tokens-1"
 MANIFEST = "manifest.json"
+PACKING = "packing"  # a folder beside the shards: packing plans, which can always be made again
 _REMEDY = "delete the folder and prepare the data again"
 
 Dtype = Literal["uint16", "uint32"]
@@ -44,17 +45,25 @@ class Shard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceRecord:
-    """A text file as it was when it was read; size and hash are of its raw bytes."""
+    """A file as it was when it was read; size and hash are of its raw bytes.
+
+    `skipped` counts what of it could not be used: records, lines of text, rests of damaged files.
+    """
 
     path: str
     size: int
     mtime_ns: int
     sha256: str
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything about a build. `threshold` is None when the validation text was given as files of its own."""
+    """Everything about a build.
+
+    `path_tokens` are the training tokens of each of `paths`, which lie one after the other; empty in a build from
+    before they were counted. `threshold` is None when the validation text was given as files of its own.
+    """
 
     format: str
     tokenizer_sha256: str
@@ -68,6 +77,9 @@ class Manifest:
     threshold: int | None
     shards: list[Shard]
     sources: list[SourceRecord]
+    text_field: str = "text"
+    on_error: OnError = "stop"
+    path_tokens: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,14 @@ class TokenStore:
             tokens[done : done + len(piece)] = piece
             done += len(piece)
         return tokens
+
+    def document_starts(self, count: int) -> Iterator[NDArray[np.int64]]:
+        """Where documents start in the split, `count` at a time, and last of each where the one after them does."""
+        for starts, array, end in zip(self._document_starts, self._arrays, self._ends.tolist(), strict=True):
+            first = end - len(array)
+            for at in range(0, len(starts), count):
+                some = np.array(starts[at : at + count + 1], np.int64) + first
+                yield some if at + count < len(starts) else np.append(some, end)
 
     def documents(self, start: int, count: int) -> Iterator[DocumentSpan]:
         """The documents that tokens start .. start + count - 1 are of, in order; found by bisection."""

@@ -1,13 +1,13 @@
 """What one update trains on, for a person to read: rows, the documents they are cut from, and their text."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from sconce.data.batches import num_rows
-from sconce.data.order import TrainOrder
+from sconce.data.order import Stage, make_order
+from sconce.data.rows import Packing, Rows, open_train_rows
 from sconce.data.shards import TokenData
 from sconce.errors import DataError
 
@@ -20,13 +20,16 @@ class TextDecoder(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What a row has of one document, `offset` tokens into it. `document` counts the split's documents from 0.
+    """What a row has of one document: the split's tokens from `start` on, `offset` tokens into the document.
+
+    `document` counts the split's documents from 0.
 
     `text` is of these tokens alone: half a character at either end becomes U+FFFD. `ends` if the document's EOS,
     which is in `tokens` and not in `text`, is the last token here.
     """
 
     document: int
+    start: int
     offset: int
     tokens: list[int]
     text: str
@@ -35,16 +38,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownRow:
-    """One row of a batch: `position` in the batch, `row` of the split, whose tokens start .. end - 1 it is.
+    """One row of a batch: `position` in the batch, `row` of the split.
 
-    It holds sequence_length + 1 tokens: all but the last are inputs, all but the first are targets.
+    Without packing its pieces are sequence_length + 1 tokens in a row: all but the last are inputs, all but the first
+    are targets. Packed, each token is a target, its input is the token before it, and `padding` places are empty.
     """
 
     position: int
     row: int
     epoch: int
-    start: int
-    end: int
+    padding: int
     pieces: list[Piece]
 
 
@@ -69,6 +72,8 @@ class StepReader:
     batch_size: int
     sequence_length: int
     seed: int
+    packing: Packing = "concat"
+    stages: tuple[Stage, ...] = ()
 
     def show(self, step: int, position: int | None = None) -> ShownStep:
         """The update that makes `step`, counted from 1, or only the row at one position of its batch.
@@ -79,9 +84,10 @@ class StepReader:
             raise DataError(f"--step {step}: expected 1 or more; step 1 is the first update")
         if position is not None and not 0 <= position < self.batch_size:
             raise DataError(f"--row {position}: expected 0 to {self.batch_size - 1}, a position in the batch")
-        order = TrainOrder(num_rows(self.data.train, self.sequence_length), self.batch_size, self.seed)
+        source = open_train_rows(self.data, self.sequence_length, self.packing, bool(self.stages))
+        order = make_order(source.sizes, self.stages, self.batch_size, self.seed)
         rows = order.rows(step - 1)  # those of the update after step - 1 updates
-        first = (step - 1) * self.batch_size
+        epochs = order.row_epochs(step - 1)
         return ShownStep(
             step=step,
             batch_size=self.batch_size,
@@ -89,20 +95,22 @@ class StepReader:
             num_rows=order.num_rows,
             row_ids=[int(row) for row in rows],
             rows=[
-                self._row(place, int(rows[place]), (first + place) // order.num_rows)
+                self._row(source, place, int(rows[place]), int(epochs[place]))
                 for place in (range(self.batch_size) if position is None else [position])
             ],
         )
 
-    def _row(self, position: int, row: int, epoch: int) -> ShownRow:
-        start = row * self.sequence_length
-        tokens = self.data.train.read(start, self.sequence_length + 1)
-        end = start + len(tokens)
-        pieces: list[Piece] = []
+    def _row(self, source: Rows, position: int, row: int, epoch: int) -> ShownRow:
+        spans = source.spans(row)
+        pieces = [piece for start, end in spans for piece in self._pieces(start, end)]
+        padding = max(0, self.sequence_length - sum(end - start for start, end in spans))
+        return ShownRow(position=position, row=row, epoch=epoch, padding=padding, pieces=pieces)
+
+    def _pieces(self, start: int, end: int) -> Iterator[Piece]:
+        tokens = self.data.train.read(start, end - start)
         for span in self.data.train.documents(start, len(tokens)):
             begin = max(span.start, start)
             ids = tokens[begin - start : min(span.end, end) - start].astype(np.int64).tolist()
             ends = span.end <= end
             text = self.tokenizer.decode(ids[:-1] if ends else ids, skip_special=False)
-            pieces.append(Piece(document=span.index, offset=begin - span.start, tokens=ids, text=text, ends=ends))
-        return ShownRow(position=position, row=row, epoch=epoch, start=start, end=end, pieces=pieces)
+            yield Piece(document=span.index, start=begin, offset=begin - span.start, tokens=ids, text=text, ends=ends)

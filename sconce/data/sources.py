@@ -1,4 +1,4 @@
-"""Text files to documents: streamed, checked, and hashed on the way.
+"""Files to documents: streamed, checked, and hashed on the way.
 
 Documents are UTF-8 bytes here: sizes are then exact, and nothing is encoded twice to be hashed.
 """
@@ -7,14 +7,20 @@ import codecs
 import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sconce.data.discover import find_files
+from sconce.data.records import MissingLibraryError, arrow_records, json_records, need, parquet_records
 from sconce.errors import DataError
+from sconce.files import sha256_file
 
+OnError = Literal["stop", "skip"]
 DocumentRule = Literal["passage", "line", "blank-line", "file"]
-"""How a file falls into documents. A line ends at LF, CRLF or CR; it is blank when it is ASCII white space.
+"""How a text file falls into documents; in JSON lines, Parquet and Arrow files a record is one.
+
+A line ends at LF, CRLF or CR; it is blank when it is ASCII white space.
 
 passage: running text without record structure. Whole lines up to a blank line after at least 4 KiB, and never
   more than 16 KiB unless one line is longer. Passages joined together are the file's text.
@@ -23,74 +29,129 @@ blank-line: each run of lines that are not blank, without its last end. The run 
 file: the whole file, which must fit in memory.
 """
 
-SUFFIXES = (".txt", ".text", ".md", ".gz")
 PASSAGE_MIN_BYTES = 4096
 PASSAGE_MAX_BYTES = 16384
 LINE_MAX_BYTES = 2**20  # a longer line is cut, so that a file without newlines does not fill the memory
 _BLOCK_BYTES = 2**20
+_ZSTD_BYTES = 2**12
+
+
+class _Damaged(Exception):  # noqa: N818 - never leaves this module
+    """Compressed data that cannot be decompressed."""
 
 
 @dataclass(slots=True)
 class Source:
-    """A text file, plain or gzip. `size` and `sha256` are of its raw bytes; the hash is there after a full pass."""
+    """A file of text or of records. `size` and `sha256` are of its raw bytes; the hash is there after a full pass.
+
+    With on_error "skip", what cannot be used is left out: a record, a line of text, or what remains of a file that
+    is damaged as a whole. `skipped` counts these, `first_fault` says what the first was.
+    """
 
     path: Path
     size: int
     mtime_ns: int
+    text_field: str = "text"
+    on_error: OnError = "stop"
     sha256: str = ""
+    skipped: int = field(default=0, init=False)
+    first_fault: str = field(default="", init=False)
 
     def documents(self, rule: DocumentRule, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
         """Yield the documents; `on_read` gets the size of each raw block.
 
-        Raises DataError for what is not text: empty, binary, not UTF-8, damaged gzip.
+        Raises DataError, unless on_error is "skip", for what is not text: empty, binary, not UTF-8, damaged, a record
+        without its text. DataError also where a library that reading needs is missing.
         """
-        blocks = self._raw_blocks(on_read)
-        if self.path.suffix == ".gz":
-            blocks = self._inflated(blocks)
-        blocks = self._checked(blocks)
-        if rule == "file":
-            yield b"".join(blocks)
-        elif rule == "passage":
-            yield from _passages(_lines(blocks))
-        elif rule == "line":
-            yield from (line.rstrip(b"\r\n") for line in _lines(blocks) if not line.isspace())
-        else:
-            yield from _runs(_lines(blocks))
-
-    def _raw_blocks(self, on_read: Callable[[int], None] | None) -> Iterator[bytes]:
-        digest = hashlib.sha256()
+        self.skipped, self.first_fault, any_text = 0, "", False
+        read = on_read or _ignore
         try:
-            with self.path.open("rb") as file:
-                while block := file.read(_BLOCK_BYTES):
-                    digest.update(block)
-                    if on_read is not None:
-                        on_read(len(block))
-                    yield block
+            for document in self._documents(rule, read):
+                any_text = any_text or not document.isspace()
+                yield document
+            if not any_text and not self.skipped:
+                self._fault("no text in it")
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
+            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+
+    def _documents(self, rule: DocumentRule, on_read: Callable[[int], None]) -> Iterator[bytes]:
+        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+        if suffixes[-1:] in ([".parquet"], [".arrow"]):
+            self.sha256 = sha256_file(self.path)
+            read = parquet_records if suffixes[-1] == ".parquet" else arrow_records
+            yield from self._whole(read(self.path, self.text_field, self._fault, on_read))
+            return
+        blocks = self._raw_blocks(on_read)
+        if suffixes[-1:] in ([".gz"], [".zst"]):
+            blocks = self._inflated(blocks, suffixes.pop())
+        blocks = _without_mark(blocks)
+        if suffixes[-1:] in ([".jsonl"], [".ndjson"]):
+            yield from json_records(blocks, self.text_field, self._fault)
+        else:
+            yield from _cut(self._usable(blocks), rule)
+
+    def _fault(self, what: str) -> None:
+        """Something that cannot be used: count it, or raise DataError."""
+        if self.on_error == "stop":
+            raise DataError(f"{self.path}: {what}")
+        self.skipped += 1
+        self.first_fault = self.first_fault or f"{self.path}: {what}"
+
+    def _whole(self, documents: Iterable[bytes]) -> Iterator[bytes]:
+        """Pass on what can be read; what ends a file early is one fault."""
+        try:
+            yield from documents
+        except MissingLibraryError:
+            raise
+        except DataError as error:
+            if self.on_error == "stop":
+                raise
+            self._fault(str(error).removeprefix(f"{self.path}: "))
+
+    def _raw_blocks(self, on_read: Callable[[int], None]) -> Iterator[bytes]:
+        digest = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+                on_read(len(block))
+                yield block
         self.sha256 = digest.hexdigest()
 
-    def _inflated(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+    def _inflated(self, blocks: Iterator[bytes], suffix: str) -> Iterator[bytes]:
+        gzip = suffix == ".gz"
         try:
-            yield from _inflate(blocks)
-        except (zlib.error, EOFError) as error:
-            raise DataError(f"{self.path}: damaged gzip file: {error}") from error
+            yield from _inflate(blocks) if gzip else _expand(blocks, self.path)
+        except (EOFError, _Damaged) as error:
+            self._fault(f"damaged {'gzip' if gzip else 'zstd'} file: {error}")
+            for _ in blocks:  # its hash is of all of it
+                pass
+
+    def _usable(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """What of a text is UTF-8 without NUL: all of it, or DataError, or with "skip" the lines that are."""
+        return self._checked(blocks) if self.on_error == "stop" else self._good_lines(blocks)
+
+    def _good_lines(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        for number, line in enumerate(_lines(blocks), 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                self._fault(f"line {number}: not UTF-8 at byte {error.start} of the line")
+                continue
+            if b"\0" in line:
+                self._fault(f"line {number}: NUL at byte {line.index(0)} of the line")
+            else:
+                yield line
 
     def _checked(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """Pass on the blocks of a text without its byte order mark."""
         decoder = codecs.getincrementaldecoder("utf-8")()
-        offset, blank = 0, True
+        offset = 0
         for block in blocks:
             if (nul := block.find(0)) >= 0:
                 raise DataError(f"{self.path}: binary (or UTF-16), not UTF-8 text: NUL at byte {offset + nul}")
             self._check_utf8(decoder, block, offset)
-            text = block.removeprefix(codecs.BOM_UTF8) if offset == 0 else block
-            blank = blank and (not text or text.isspace())
             offset += len(block)
-            yield text
+            yield block
         self._check_utf8(decoder, b"", offset)
-        if blank:
-            raise DataError(f"{self.path}: no text in it")
 
     def _check_utf8(self, decoder: codecs.IncrementalDecoder, block: bytes, offset: int) -> None:
         """Decode `block`, which starts at byte `offset`; an empty one ends the text."""
@@ -105,35 +166,79 @@ class Source:
             ) from None
 
 
-def list_sources(paths: Sequence[Path]) -> list[Source]:
-    """The files at `paths`, in order; a folder stands for the text files anywhere in it, by relative path.
-
-    Hidden files are passed over. Raises DataError for a path that is not there and a folder without text files.
-    """
-    files: list[Path] = []
-    for path in paths:
-        found = _text_files(path) if path.is_dir() else [path]
-        if not found:
-            raise DataError(f"{path}: no text files in this folder; looked for {', '.join(SUFFIXES)}")
-        files += found
-    return [_source(file) for file in files]
+def list_sources(paths: Sequence[Path], text_field: str = "text", on_error: OnError = "stop") -> list[Source]:
+    """The files at `paths`, in order: see `find_files`. Raises DataError for what is not there."""
+    return [_source(file, text_field, on_error) for file in find_files(paths)]
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path, text_field: str, on_error: OnError) -> Source:
     try:
         stat = path.stat()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file or folder") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return Source(path, stat.st_size, stat.st_mtime_ns)
+    return Source(path, stat.st_size, stat.st_mtime_ns, text_field, on_error)
 
 
-def _text_files(folder: Path) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    inside = [path.relative_to(folder) for path in files]
-    visible = [path for path in inside if not any(part.startswith(".") for part in path.parts)]
-    return [folder / path for path in sorted(visible, key=lambda path: path.as_posix())]
+def _ignore(_: int) -> None:
+    """Nobody listens."""
+
+
+def _without_mark(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass on the blocks of a text without its byte order mark, which may lie across two of them."""
+    held: bytes | None = b""
+    for block in blocks:
+        if held is None:
+            yield block
+        elif len(held := held + block) >= len(codecs.BOM_UTF8):
+            yield held.removeprefix(codecs.BOM_UTF8)
+            held = None
+    if held:
+        yield held
+
+
+def _cut(blocks: Iterable[bytes], rule: DocumentRule) -> Iterator[bytes]:
+    """Documents of a text, none of them blank as a whole but for passages between others."""
+    if rule == "file":
+        text = b"".join(blocks)
+        if text and not text.isspace():
+            yield text
+    elif rule == "passage":
+        yield from _passages(_lines(blocks))
+    elif rule == "line":
+        yield from (line.rstrip(b"\r\n") for line in _lines(blocks) if not line.isspace())
+    else:
+        yield from _runs(_lines(blocks))
+
+
+def _expand(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
+    """Decompress zstd; several frames in a row are one text.
+
+    Its library gives all that a piece of input expands to at once: small pieces bound that, however well it compresses.
+    """
+    zstandard = need("zstandard", path)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+    frame = decompressor.decompressobj()
+    held, size, inside = [b""], 0, True
+    for block in blocks:
+        for start in range(0, len(block), _ZSTD_BYTES):
+            left = block[start : start + _ZSTD_BYTES]
+            while left:
+                frame = decompressor.decompressobj() if frame.eof else frame
+                try:
+                    held.append(frame.decompress(left))
+                except zstandard.ZstdError as error:
+                    raise _Damaged(str(error)) from error
+                size += len(held[-1])
+                left = frame.unused_data if frame.eof else b""
+            inside = not frame.eof
+            if size >= _BLOCK_BYTES:
+                yield b"".join(held)
+                held, size = [], 0
+    yield b"".join(held)
+    if inside:
+        raise EOFError("it ends too early")
 
 
 def _inflate(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -144,7 +249,11 @@ def _inflate(blocks: Iterable[bytes]) -> Iterator[bytes]:
         while left:
             if stream.eof:  # several gzip files in a row are one
                 stream = zlib.decompressobj(wbits=31)
-            if text := stream.decompress(left, _BLOCK_BYTES):
+            try:
+                text = stream.decompress(left, _BLOCK_BYTES)
+            except zlib.error as error:
+                raise _Damaged(str(error)) from error
+            if text:
                 yield text
             left = stream.unconsumed_tail or stream.unused_data
     if not stream.eof:

@@ -52,6 +52,9 @@ class Tokenizer:
         self.bos_id = self._first(_BOS)
         self.pad_id = self._first(_PAD)
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path, bytes]]:
+        return Tokenizer, (self.path, self.content)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added."""
         return self._bpe.encode(text, add_special_tokens=False).ids

@@ -11,7 +11,7 @@ import numpy as np
 
 from sconce.backend import Hardware, StepScalars
 from sconce.config import RunConfig, micro_batch_size, sequence_length
-from sconce.data.batches import Batch, read_batch, rows_sha256
+from sconce.data.batches import Batch, rows_sha256
 from sconce.schedule import learning_rate
 from sconce.training.metrics import Reporter
 from sconce.training.run import Run, RunFolder, open_run
@@ -105,8 +105,8 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
 
 
 def _read(run: Run, step: int) -> list[Batch]:
-    rows, size, seq_len = run.order.rows(step), micro_batch_size(run.config), sequence_length(run.config)
-    batches = [read_batch(run.tokens.train, rows[i : i + size], seq_len) for i in range(0, len(rows), size)]
+    rows, size = run.order.rows(step), micro_batch_size(run.config)
+    batches = [run.rows.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
     rows_sha256(rows, batches)
     return batches
 

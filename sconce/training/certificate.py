@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from sconce.backend import DeviceInfo, Learner
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.record import Certificate, Checkpoint
-from sconce.data.batches import Batch, read_batch, rows_sha256
-from sconce.data.order import TrainOrder
-from sconce.data.shards import TokenStore
+from sconce.data.batches import Batch, rows_sha256
+from sconce.data.order import Order
+from sconce.data.rows import Rows
 from sconce.errors import CheckpointError
 
 TOKENS = 256  # of the first row, whose losses are kept one by one
@@ -39,15 +39,14 @@ class Witness:
     learner: Learner
     device: DeviceInfo
     precision: str
-    tokens: TokenStore
-    order: TrainOrder
-    seq_len: int
+    rows: Rows
+    order: Order
     micro_batch_size: int
 
     def batches(self, rows: NDArray[np.int64]) -> list[Batch]:
         """The rows, as many at a time as the device holds."""
         size = self.micro_batch_size
-        return [read_batch(self.tokens, rows[i : i + size], self.seq_len) for i in range(0, len(rows), size)]
+        return [self.rows.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def losses(self, batches: Sequence[Batch]) -> tuple[float, NDArray[np.float64]]:
         """Mean nats a token at the present weights, and the first row's first TOKENS one by one."""

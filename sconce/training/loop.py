@@ -13,7 +13,7 @@ import numpy as np
 
 from sconce.backend import Pending, StepMetrics, StepScalars
 from sconce.config import micro_batch_size, precision, sequence_length, with_micro_batch
-from sconce.data.batches import Batch, chain_rows, read_batch, regroup, rows_sha256, validation_batches
+from sconce.data.batches import Batch, chain_rows, regroup, rows_sha256
 from sconce.data.prefetch import Prefetcher
 from sconce.errors import ConfigError, OutOfMemoryError, TrainingError
 from sconce.files import write_atomic
@@ -163,8 +163,7 @@ class _Trainer:
     def step_data(self, step: int) -> _StepData:
         """What the update after `step` updates trains on: any step's batches, in any order of asking."""
         rows, size = self.run.order.rows(step), micro_batch_size(self.run.config)
-        seq_len = sequence_length(self.run.config)
-        batches = [read_batch(self.run.tokens.train, rows[i : i + size], seq_len) for i in range(0, len(rows), size)]
+        batches = [self.run.rows.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
         return _StepData(batches, rows_sha256(rows, batches))
 
     def run_updates(self, data: Prefetcher[_StepData], end: int, request: StopRequest) -> None:
@@ -310,7 +309,7 @@ class _Trainer:
         if batch_size is None:  # as much text whatever the micro-batch, which is the device's affair
             batch_size = micro_batch_size(run.config)
             count = count and count * run.config.data.batch_size // batch_size
-        batches = validation_batches(run.tokens.validation, sequence_length(run.config), batch_size, count)
+        batches = run.held_out.in_order(batch_size, count)
         return evaluate(run.learner, batches, run.tokenizer.token_bytes)
 
     def evaluate(self) -> bool:

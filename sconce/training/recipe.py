@@ -13,6 +13,7 @@ from sconce.config import (
     recompute_every,
     sequence_length,
 )
+from sconce.data.order import Stage, block_counts
 from sconce.errors import ConfigError
 from sconce.optim import OptimSpec
 from sconce.schedule import Schedule
@@ -45,6 +46,12 @@ def make_schedule(config: RunConfig, rows: int) -> Schedule:
         power=scheduler.power,
         decay_steps=decay_steps,
     )
+
+
+def mixture_stages(config: RunConfig) -> tuple[Stage, ...]:
+    """How the paths of data.train_shards are mixed, and from which step on; nothing where they are one source."""
+    steps = (0, *config.data.weight_steps)
+    return tuple(Stage(step, block_counts(weights)) for step, weights in zip(steps, config.data.weights, strict=False))
 
 
 def make_optim(config: RunConfig) -> OptimSpec:

@@ -1,9 +1,7 @@
 """Opening a run: everything it needs, checked against what its folder already holds."""
 
 import fcntl
-import hashlib
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,10 @@ from sconce.config import (
     sequence_length,
     to_json,
 )
-from sconce.data.batches import NO_ROWS, num_rows
-from sconce.data.corpus import Corpus
-from sconce.data.order import TrainOrder
-from sconce.data.prepare import is_current, prepare
-from sconce.data.shards import TokenData, open_tokens
+from sconce.data.batches import NO_ROWS
+from sconce.data.order import MixedOrder, Order, make_order
+from sconce.data.rows import Rows, open_rows, open_train_rows
+from sconce.data.shards import TokenData
 from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.flops import count_flops
 from sconce.init import InitialWeights
@@ -38,7 +35,8 @@ from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness
 from sconce.training.fit import fit_to_device
 from sconce.training.metrics import Reporter
-from sconce.training.recipe import make_compute, make_optim, make_schedule
+from sconce.training.recipe import make_compute, make_optim, make_schedule, mixture_stages
+from sconce.training.tokens import run_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +99,14 @@ class Run:
     folder: RunFolder
     tokenizer: Tokenizer
     tokens: TokenData
+    rows: Rows
+    held_out: Rows
     spec: ModelSpec
     backend: Backend
     learner: Learner
     store: CheckpointStore
     schedule: Schedule
-    order: TrainOrder
+    order: Order
     reporter: Reporter
     step: int
     best: tuple[int, float] | None
@@ -121,9 +121,8 @@ class Run:
             learner=self.learner,
             device=self.backend.device(),
             precision=precision(self.config),
-            tokens=self.tokens.train,
+            rows=self.rows,
             order=self.order,
-            seq_len=sequence_length(self.config),
             micro_batch_size=micro_batch_size(self.config),
         )
 
@@ -150,17 +149,24 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     yardstick = measure_device(config, spec, backend)
     reporter.say(describe_yardstick(yardstick, precision(config)))
     config, fitted = fit_to_device(config, spec, device, loaded)
-    tokens = _open_tokens(config, folder, tokenizer, loaded, reporter)
-    rows = num_rows(tokens.train, sequence_length(config))
+    tokens = run_tokens(config, folder.root, tokenizer, loaded, reporter.say)
+    stages = mixture_stages(config)
+    rows = open_train_rows(tokens, sequence_length(config), config.data.packing, bool(stages))
     _check_fits(config, spec, tokenizer, tokens)
-    order = TrainOrder(rows, config.data.batch_size, config.runtime.seed)
-    schedule = make_schedule(config, rows)
+    held_out = open_rows(tokens, "validation", sequence_length(config), config.data.packing)
+    order = make_order(rows.sizes, stages, config.data.batch_size, config.runtime.seed)
+    schedule = make_schedule(config, rows.num_rows)
     reporter.say(
         f"model: {spec.num_params:,} parameters; {schedule.total_steps} steps of "
         f"{config.data.batch_size * sequence_length(config):,} tokens, "
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
     reporter.say(fitted)
+    if config.data.packing == "bestfit":
+        empty = 1 - tokens.train.num_tokens / (rows.num_rows * rows.seq_len)
+        reporter.say(f"packing: {rows.num_rows:,} rows, {empty:.2%} of their places empty")
+    if isinstance(order, MixedOrder):
+        reporter.say(_describe_mixture(config, order, schedule.total_steps))
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
     return Run(
@@ -168,6 +174,8 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         folder=folder,
         tokenizer=tokenizer,
         tokens=tokens,
+        rows=rows,
+        held_out=held_out,
         spec=spec,
         backend=backend,
         learner=_make_learner(config, spec, backend, loaded),
@@ -199,6 +207,13 @@ def describe_yardstick(yardstick: Yardstick, kind: str) -> str:
     return (
         f"speed: {yardstick.flops_per_token:,} FLOPs a token; {kind} matrix products reach {tera(yardstick.measured)} "
         f"here; the vendor's peak is {peak}"
+    )
+
+
+def _describe_mixture(config: RunConfig, order: MixedOrder, steps: int) -> str:
+    paths = zip(config.data.train_shards, order.sizes, order.source_epochs(steps), strict=True)
+    return "mixture: " + "; ".join(
+        f"{path.name} {size:,} rows, {epochs:.2f} epochs by step {steps}" for path, size, epochs in paths
     )
 
 
@@ -247,82 +262,6 @@ def _find_checkpoint(
             "another --run-dir"
         )
     return loaded
-
-
-def corpus_of(config: RunConfig) -> Corpus:
-    """The text that a config names, and how it falls into documents."""
-    data = config.data
-    return Corpus(
-        paths=data.train_shards,
-        validation_paths=data.validation_shards,
-        rule=data.document,
-        validation_fraction=data.validation_fraction,
-    )
-
-
-def shards_folder(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer) -> Path:
-    """Where the run's token shards are, or will be."""
-    if config.data.cache_dir is None:
-        return folder.root / "data"
-    key = hashlib.sha256(repr((tokenizer.sha256, corpus_of(config))).encode()).hexdigest()
-    return config.data.cache_dir / key[:16]  # several runs may share a cache, each corpus has its own place
-
-
-def _open_tokens(
-    config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None, reporter: Reporter
-) -> TokenData:
-    """The run's token shards: those it began with if they are intact, else made of its text."""
-    corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
-    tokens = _own_tokens(place, loaded)
-    if tokens is None:
-        announce = _Announcer(reporter, time.monotonic)
-        tokens = prepare(corpus, tokenizer, place, progress=announce, say=reporter.say)
-        check_same_tokens(tokens, loaded)
-    elif not is_current(corpus, tokenizer, place):
-        reporter.say("note: the text has changed since this run began; the run goes on with the tokens it began with")
-    reporter.say(
-        f"data: {tokens.train.num_tokens:,} training and {tokens.validation.num_tokens:,} held-out tokens, "
-        f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
-    )
-    return tokens
-
-
-def _own_tokens(place: Path, loaded: LoadedCheckpoint | None) -> TokenData | None:
-    """What the checkpoint's run was trained on, if it is there and intact."""
-    if loaded is None:
-        return None
-    try:
-        tokens = open_tokens(place)
-    except DataError:
-        return None
-    return tokens if tokens.fingerprint == loaded.record.cursor.get("fingerprint") else None
-
-
-class _Announcer:
-    """Says how far reading has come, every few seconds: nothing for a small corpus, patience for a large one."""
-
-    def __init__(self, reporter: Reporter, clock: Callable[[], float], every_seconds: float = 10.0) -> None:
-        self._reporter, self._clock, self._every = reporter, clock, every_seconds
-        self._started = self._said = clock()
-
-    def __call__(self, done: int, total: int) -> None:
-        now = self._clock()
-        if now - self._said >= self._every:
-            self._said = now
-            rate = done / 1e6 / (now - self._started)
-            self._reporter.say(f"data: {done / max(total, 1):.0%} of {total / 1e6:,.0f} MB read, {rate:.1f} MB/s")
-
-
-def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
-    """Raise CheckpointError if the checkpoint's run, should there be one, was trained on other tokens."""
-    if loaded is None or loaded.record.cursor["fingerprint"] is None:  # None: imported, and goes on with any text
-        return
-    if loaded.record.cursor["fingerprint"] != tokens.fingerprint:
-        raise CheckpointError(
-            f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
-            f"{loaded.path} has {str(loaded.record.cursor['fingerprint'])[:12]}): the text, its split or the "
-            "document rule changed; put the text back, or train in another --run-dir"
-        )
 
 
 def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None) -> Learner:

@@ -1,16 +1,19 @@
 """Finding what a run trains on, from its folder alone or from its config, for `sconce data show`."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sconce.checkpoint.load import LoadedCheckpoint, newest_intact
 from sconce.config import RunConfig, config_from, sequence_length
 from sconce.config.read import read_table
-from sconce.data.prepare import is_current, prepare
+from sconce.data.prepare import is_current
 from sconce.data.shards import TokenData, open_tokens
 from sconce.data.show import StepReader
 from sconce.errors import CheckpointError, DataError
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
-from sconce.training.run import RunFolder, check_same_run, check_same_tokens, corpus_of, shards_folder
+from sconce.training.recipe import mixture_stages
+from sconce.training.run import RunFolder, check_same_run
+from sconce.training.tokens import build_tokens, check_same_tokens, corpus_of, run_tokens, shards_folder
 
 
 def reader_of_run(folder: RunFolder) -> StepReader:
@@ -18,15 +21,8 @@ def reader_of_run(folder: RunFolder) -> StepReader:
 
     Raises CheckpointError when it is no run's folder, DataError when its shards or tokenizer are gone.
     """
-    loaded = newest_intact(folder.checkpoints)
-    if loaded is not None:
-        config = config_from(loaded.run_config, str(loaded.path / "run.json"))
-    elif folder.config.is_file():
-        config = config_from(read_table(folder.config), str(folder.config))
-    else:
-        raise CheckpointError(f"{folder.root}: no run here: neither a checkpoint nor {folder.config.name}")
-    tokenizer = load_tokenizer(_tokenizer_path(config, folder, loaded))
-    place = shards_folder(config, folder, tokenizer)
+    config, tokenizer, loaded = _open_folder(folder)
+    place = shards_folder(config, folder.root, tokenizer)
     tokens = shards_there(place, tokenizer, loaded)
     if tokens is None:
         raise DataError(
@@ -34,6 +30,33 @@ def reader_of_run(folder: RunFolder) -> StepReader:
             "the text"
         )
     return _reader(config, tokenizer, tokens)
+
+
+def shards_of_run(folder: RunFolder) -> tuple[Path, Tokenizer]:
+    """Where the token shards of the run in `folder` are, if they are, and its tokenizer. Raises CheckpointError."""
+    config, tokenizer, _ = _open_folder(folder)
+    return shards_folder(config, folder.root, tokenizer), tokenizer
+
+
+def _open_folder(folder: RunFolder) -> tuple[RunConfig, Tokenizer, LoadedCheckpoint | None]:
+    loaded = newest_intact(folder.checkpoints)
+    if loaded is not None:
+        config = config_from(loaded.run_config, str(loaded.path / "run.json"))
+    elif folder.config.is_file():
+        config = config_from(read_table(folder.config), str(folder.config))
+    else:
+        raise CheckpointError(f"{folder.root}: no run here: neither a checkpoint nor {folder.config.name}")
+    return config, load_tokenizer(_tokenizer_path(config, folder, loaded)), loaded
+
+
+def prepare_run(config: RunConfig, folder: RunFolder, say: Callable[[str], None], workers: int | None) -> TokenData:
+    """Make the token shards that training `config` in `folder` asks for, by what `train` itself would call."""
+    assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
+    tokenizer = load_tokenizer(config.tokenizer.tokenizer_json)
+    loaded = newest_intact(folder.checkpoints)
+    if loaded is not None:
+        check_same_run(config, tokenizer, loaded)
+    return run_tokens(config, folder.root, tokenizer, loaded, say, workers)
 
 
 def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
@@ -46,10 +69,10 @@ def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
     loaded = newest_intact(folder.checkpoints)
     if loaded is not None:
         check_same_run(config, tokenizer, loaded)
-    corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
+    corpus, place = corpus_of(config), shards_folder(config, folder.root, tokenizer)
     tokens = shards_there(place, tokenizer, loaded)
     if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
-        tokens = prepare(corpus, tokenizer, place)
+        tokens = build_tokens(corpus, tokenizer, place, say=lambda _: None)
         check_same_tokens(tokens, loaded)
     return _reader(config, tokenizer, tokens)
 
@@ -79,4 +102,6 @@ def _reader(config: RunConfig, tokenizer: Tokenizer, tokens: TokenData) -> StepR
         batch_size=config.data.batch_size,
         sequence_length=sequence_length(config),
         seed=config.runtime.seed,
+        packing=config.data.packing,
+        stages=mixture_stages(config),
     )

@@ -59,10 +59,11 @@ def test_for_people(run):
     assert done.returncode == 0, done.stderr
     assert f"row ids: {', '.join(map(str, shown['row_ids']))}" in done.stdout
     for row in shown["rows"]:
-        assert f"[{row['position']}] row {row['row']}, epoch 0: tokens {row['start']:,} to {row['end'] - 1:,}" in (
-            done.stdout
-        )
+        assert f"[{row['position']}] row {row['row']}, epoch 0\n" in done.stdout
         for piece in row["pieces"]:
+            end = piece["start"] + len(piece["tokens"]) - 1
+            assert f"document {piece['document']:,} from " in done.stdout
+            assert f": tokens {piece['start']:,} to {end:,}\n" in done.stdout
             assert "".join(f"    | {line}\n" for line in piece["text"].split("\n") if piece["text"]) in done.stdout
             assert "    ids " + " ".join(map(str, piece["tokens"])) in done.stdout
     ends = sum(piece["ends"] for row in shown["rows"] for piece in row["pieces"])

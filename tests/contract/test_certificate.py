@@ -11,6 +11,7 @@ from tiny import INSTALLED, make_spec, random_weights
 from sconce.backend import ComputeOptions, load_backend
 from sconce.checkpoint.record import IMPORTED, Checkpoint
 from sconce.data.order import TrainOrder
+from sconce.data.rows import ConcatRows
 from sconce.errors import CheckpointError
 from sconce.optim import OptimSpec
 from sconce.training.certificate import Witness, certify, check_certificate
@@ -29,9 +30,8 @@ def witness(hardware, precision="fp32", weights=None, seed=5, micro_batch_size=4
         learner=backend.learner(spec, OptimSpec(), compute, weights or random_weights(spec)),
         device=backend.device(),
         precision=precision,
-        tokens=STORE,
+        rows=ConcatRows(STORE, SEQ),
         order=TrainOrder(ROWS, 8, seed),
-        seq_len=SEQ,
         micro_batch_size=micro_batch_size,
     )
 

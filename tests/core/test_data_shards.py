@@ -174,7 +174,7 @@ def test_a_folder_that_is_no_build(corpus, tmp_path):
 
 def test_sources_and_progress(corpus, tmp_path):
     seen = []
-    data = prepare(corpus, Bytes(), tmp_path / "tokens", progress=lambda done, total: seen.append((done, total)))
+    data = prepare(corpus, Bytes(), tmp_path / "tokens", progress=lambda done, total, _: seen.append((done, total)))
     raw = corpus.paths[0].read_bytes()
     assert seen[-1] == (len(raw), len(raw))
     (record,) = data.manifest.sources

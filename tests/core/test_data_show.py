@@ -89,12 +89,12 @@ def test_every_row_of_an_epoch_is_the_corpus_tokenised_by_hand(reader, by_hand, 
         shown = reader.show(step)
         assert shown.row_ids == [row.row for row in shown.rows]
         for row in shown.rows:
-            assert (row.start, row.end) == (row.row * SEQ, row.row * SEQ + SEQ + 1)
-            assert tokens_of(row) == stream[row.start : row.end]
-            at = row.start
+            at = row.row * SEQ
+            assert row.padding == 0
+            assert tokens_of(row) == stream[at : at + SEQ + 1]
             for piece in row.pieces:
                 document = by_hand[piece.document]
-                assert at == starts[piece.document] + piece.offset
+                assert piece.start == at == starts[piece.document] + piece.offset
                 assert piece.tokens == document[piece.offset : piece.offset + len(piece.tokens)]
                 assert piece.ends == (piece.offset + len(piece.tokens) == len(document))
                 shown_ids = piece.tokens[:-1] if piece.ends else piece.tokens
@@ -135,7 +135,7 @@ def test_only_the_rows_asked_for_are_read(reader, monkeypatch):
         lambda self, start, count: read.append((start, count)) or original(self, start, count),
     )
     (row,) = reader.show(10**9, 3).rows
-    assert read == [(row.start, SEQ + 1)]
+    assert read == [(row.row * SEQ, SEQ + 1)]
 
 
 class Recorder:
@@ -173,7 +173,7 @@ class Recorder:
     def step(self, batches, scalars):
         assert len(batches) == 3
         rows = [
-            [int(first), *map(int, targets)]
+            [*([] if batch.segments is not None else [int(first)]), *map(int, targets[targets >= 0])]
             for batch in batches
             for (first, *_), targets in zip(batch.inputs, batch.targets, strict=True)
         ]
@@ -196,9 +196,16 @@ def train_recorded(config, folder, monkeypatch, stop_at, resume=False):
     return recorder.steps
 
 
-def test_it_is_what_the_loop_feeds_a_learner_before_and_after(home, tmp_path, monkeypatch):
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("packing", ["concat", "bestfit"])
+def test_it_is_what_the_loop_feeds_a_learner_before_and_after(home, tmp_path, monkeypatch, packing, mixed):
     folder = RunFolder(tmp_path / "run")
-    config = config_of(home, folder.root)
+    more: dict[str, object] = {}
+    if mixed:
+        (tmp_path / "more.txt").write_text("\n".join(f"more {line}" for line in LINES[:200]), encoding="utf-8")
+        paths = [str(home / "text.txt"), str(tmp_path / "more.txt")]
+        more = {"train_shards": paths, "weights": [[3, 1], [1, 1]], "weight_steps": [25]}
+    config = config_of(home, folder.root, packing=packing, **more)
     foreseen = {step: reader_of_config(config, folder).show(step) for step in range(1, 41)}
     fed = train_recorded(config, folder, monkeypatch, 30)
     fed |= train_recorded(config, folder, monkeypatch, 40, resume=True)
@@ -255,8 +262,17 @@ def test_other_tokens_than_the_runs_are_refused(home, tmp_path, monkeypatch):
         reader_of_run(folder)
 
 
+def test_padding_is_said(home, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    reader = reader_of_config(config_of(home, folder.root, packing="bestfit"), folder)
+    shown = [row for step in range(1, 60) for row in reader.show(step).rows]
+    assert {SEQ - len(tokens_of(row)) for row in shown} == {row.padding for row in shown} != {0}
+
+
 def test_a_config_that_is_not_the_runs_is_refused(home, tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     train_recorded(config_of(home, folder.root), folder, monkeypatch, 2)
     with pytest.raises(CheckpointError, match=r"data\.batch_size"):
         reader_of_config(config_of(home, folder.root, batch_size=8), folder)
+    with pytest.raises(CheckpointError, match=r"data\.packing: 'concat' in the checkpoint, 'bestfit' now"):
+        reader_of_config(config_of(home, folder.root, packing="bestfit"), folder)

@@ -1,0 +1,95 @@
+"""Which files a path stands for: itself, the files of a folder, what a pattern matches, a data set on disk."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import cast
+
+from sconce.errors import DataError
+
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+_TRAIN = re.compile(r"(^|[-_.])train([-_.]|$)")
+_HELD_OUT = re.compile(r"(^|[-_.])(validation|valid|val|dev|eval|test)([-_.]|$)")
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The files at `paths`, in order. A pattern stands for its matches, sorted; `**` reaches into folders.
+
+    A folder stands for the text and record files anywhere in it, by relative path, hidden ones passed over. Where it
+    holds records of a training split by name, as data sets do (train-00000.parquet beside test-00000.parquet), those
+    of other splits are passed over, and README.md, which is about the records, too. A folder that `datasets` saved
+    to disk stands for its table, of several splits the one named train.
+    Raises DataError for a path that is not there, or stands for nothing.
+    """
+    return [file for path in paths for file in _files(path)]
+
+
+def exists(path: Path) -> bool:
+    """Whether something is at the path, or matches it."""
+    return path.exists() or bool(_matches(path))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return _saved(path) or _of_folder(path)
+    if path.exists() or not has_magic(str(path)):
+        return [path]
+    matches = _matches(path)
+    files = [match for match in matches if match.is_file()] or find_files(matches)
+    if not files:
+        raise DataError(f"{path}: no file matches this pattern")
+    return files
+
+
+def _matches(path: Path) -> list[Path]:
+    if not has_magic(str(path)):
+        return []
+    return [Path(match) for match in sorted(glob(str(path), recursive=True))]  # noqa: PTH207 - takes a whole path
+
+
+def _of_folder(folder: Path) -> list[Path]:
+    inside = sorted((path.relative_to(folder) for path in _usable(folder)), key=lambda path: path.as_posix())
+    records = [path for path in inside if _kind(path) in RECORD_SUFFIXES]
+    if any(_TRAIN.search(path.name) for path in records):
+        held_out = {path for path in records if _HELD_OUT.search(path.name) and not _TRAIN.search(path.name)}
+        inside = [path for path in inside if path not in held_out]
+    if records:
+        inside = [path for path in inside if path.name.lower() != "readme.md"]
+    if not inside:
+        kinds = ", ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES, *COMPRESSED_SUFFIXES))
+        raise DataError(f"{folder}: no text files in this folder; looked for {kinds}")
+    return [folder / path for path in inside]
+
+
+def _usable(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not hidden and _kind(path) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES, *COMPRESSED_SUFFIXES) and path.is_file():
+            yield path
+
+
+def _kind(path: Path) -> str:
+    """The suffix that says how a file is read: of a compressed one what lies inside, if it is records."""
+    *before, last = [suffix.lower() for suffix in path.suffixes] or [""]
+    return before[-1] if last in COMPRESSED_SUFFIXES and before and before[-1] in RECORD_SUFFIXES else last
+
+
+def _saved(folder: Path) -> list[Path]:
+    """The Arrow files of a data set that `datasets` saved to disk, in order; none if this is none."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
+        if "train" not in splits:
+            raise DataError(f"{folder}: a data set without a split named train: name one, of {', '.join(splits)}")
+        return _saved(folder / "train")
+    state = folder / "state.json"
+    if not state.is_file() or not (folder / "dataset_info.json").is_file():
+        return []
+    try:
+        files = cast(list[dict[str, str]], json.loads(state.read_bytes())["_data_files"])
+        return [folder / file["filename"] for file in files]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{state}: damaged: {error!r}") from None

@@ -1,0 +1,148 @@
+"""The token shards of a run: those it began with, or made of its text."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sconce.checkpoint.load import LoadedCheckpoint
+from sconce.config import RunConfig
+from sconce.data.corpus import Corpus
+from sconce.data.encode import Engine, usable_cores
+from sconce.data.prepare import is_current, prepare
+from sconce.data.shards import TokenData, open_tokens
+from sconce.errors import CheckpointError, DataError
+from sconce.tokenizer.bpe import Tokenizer
+from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
+
+_SLOW_BYTES = 10 * 2**20  # of text: with less, it matters to nobody that a faster encoder could be had
+
+Say = Callable[[str], None]
+
+
+def run_tokens(
+    config: RunConfig,
+    folder: Path,
+    tokenizer: Tokenizer,
+    loaded: LoadedCheckpoint | None,
+    say: Say,
+    workers: int | None = None,
+) -> TokenData:
+    """The token shards of the run in `folder`: those its checkpoint began with if intact, else made of its text.
+
+    Raises CheckpointError when the text is no longer that of the checkpoint's run, DataError when it cannot be used.
+    """
+    corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
+    tokens = _own_tokens(place, loaded)
+    if tokens is None:
+        tokens = build_tokens(corpus, tokenizer, place, say=say, workers=workers)
+        check_same_tokens(tokens, loaded)
+    elif not is_current(corpus, tokenizer, place):
+        say("note: the text has changed since this run began; the run goes on with the tokens it began with")
+    say(
+        f"data: {tokens.train.num_tokens:,} training and {tokens.validation.num_tokens:,} held-out tokens, "
+        f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
+    )
+    return tokens
+
+
+def build_tokens(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    place: Path,
+    *,
+    say: Say,
+    workers: int | None = None,
+    shard_tokens: int | None = None,
+) -> TokenData:
+    """`prepare`, on all cores unless `workers` says otherwise, by the fastest encoder there is, with progress said."""
+    if is_current(corpus, tokenizer, place):
+        engine = Engine()
+    else:
+        engine = _engine(corpus, tokenizer, workers or usable_cores(), say)
+    sizes = {} if shard_tokens is None else {"shard_tokens": shard_tokens}
+    announce = Announcer(say, time.monotonic)
+    return prepare(corpus, tokenizer, place, engine=engine, progress=announce, say=say, **sizes)
+
+
+def _engine(corpus: Corpus, tokenizer: Tokenizer, workers: int, say: Say) -> Engine:
+    try:
+        return Engine(workers, fast_encoder(tokenizer))
+    except FastUnavailableError as reason:
+        size = sum(source.size for source in (*corpus.sources(), *corpus.validation_sources()))
+        if size >= _SLOW_BYTES:
+            say(f"note: tokenising with tokenizers, tens of times slower than with fastokens: {reason}")
+        return Engine(workers)
+
+
+def corpus_of(config: RunConfig) -> Corpus:
+    """The text that a config names, and how it falls into documents."""
+    data = config.data
+    return Corpus(
+        paths=data.train_shards,
+        validation_paths=data.validation_shards,
+        rule=data.document,
+        validation_fraction=data.validation_fraction,
+        text_field=data.text_field,
+        on_error=data.on_error,
+    )
+
+
+def shards_folder(config: RunConfig, folder: Path, tokenizer: Tokenizer) -> Path:
+    """Where the token shards of the run in `folder` are, or will be."""
+    if config.data.cache_dir is None:
+        return folder / "data"
+    key = hashlib.sha256(repr((tokenizer.sha256, corpus_of(config))).encode()).hexdigest()
+    return config.data.cache_dir / key[:16]  # several runs may share a cache, each corpus has its own place
+
+
+def _own_tokens(place: Path, loaded: LoadedCheckpoint | None) -> TokenData | None:
+    """What the checkpoint's run was trained on, if it is there and intact."""
+    if loaded is None:
+        return None
+    try:
+        tokens = open_tokens(place)
+    except DataError:
+        return None
+    return tokens if tokens.fingerprint == loaded.record.cursor.get("fingerprint") else None
+
+
+class Announcer:
+    """Says how far reading has come, every few seconds: nothing for a small corpus, patience for a large one."""
+
+    def __init__(self, say: Say, clock: Callable[[], float], every_seconds: float = 10.0) -> None:
+        self._say, self._clock, self._every = say, clock, every_seconds
+        self._started = self._said = clock()
+        self._first: int | None = None
+
+    def __call__(self, done: int, total: int, documents: int) -> None:
+        """`done` of `total` bytes are read, and `documents` tokenised; the first call says where a build goes on."""
+        self._first = done if self._first is None else self._first
+        now = self._clock()
+        if now - self._said < self._every:
+            return
+        self._said = now
+        rate = (done - self._first) / (now - self._started)
+        left = _duration((total - done) / rate) if rate else "unknown time"
+        self._say(
+            f"data: {done / max(total, 1):.0%} of {total / 1e6:,.0f} MB read, {rate / 1e6:.1f} MB/s, "
+            f"{documents:,} documents, {left} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
+    """Raise CheckpointError if the checkpoint's run, should there be one, was trained on other tokens."""
+    if loaded is None or loaded.record.cursor["fingerprint"] is None:  # None: imported, and goes on with any text
+        return
+    if loaded.record.cursor["fingerprint"] != tokens.fingerprint:
+        raise CheckpointError(
+            f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
+            f"{loaded.path} has {str(loaded.record.cursor['fingerprint'])[:12]}): the text, its split or the "
+            "document rule changed; put the text back, or train in another --run-dir"
+        )

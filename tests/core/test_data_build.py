@@ -1,0 +1,224 @@
+"""Building token shards: any number of processes, kills, the fast encoder, a full disk. The bytes are the same."""
+
+import errno
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pydoc_data import topics
+
+import numpy as np
+import pytest
+
+from sconce.data import prepare as building
+from sconce.data import writer
+from sconce.data.corpus import Corpus
+from sconce.data.encode import Engine
+from sconce.data.prepare import prepare
+from sconce.data.shards import open_tokens
+from sconce.errors import DataError
+from sconce.tokenizer.bpe import load_tokenizer, train_tokenizer
+from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
+
+
+@dataclass
+class Bytes:
+    """A tokenizer whose tokens are the UTF-8 bytes, and which can be told to die at a call."""
+
+    sha256: str = "bytes"
+    vocab_size: int = 257
+    eos_id: int = 256
+    calls: int = 0
+    dies_at: int = 0
+
+    def encode_batch(self, texts):
+        self.calls += 1
+        if self.calls == self.dies_at:
+            raise KeyboardInterrupt
+        return [list(text.encode()) for text in texts]
+
+
+@dataclass(frozen=True)
+class FastBytes:
+    """A faster program for `Bytes`, which may be wrong about the letter q."""
+
+    wrong: bool = False
+    name: str = "quick 1.0"
+
+    def encode_flat(self, texts):
+        parts = [(text.replace("q", "Q") if self.wrong else text).encode() for text in texts]
+        return np.frombuffer(b"".join(parts), np.uint8).astype(np.uint32), np.array([len(part) for part in parts])
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Three files that make dozens of batches, shards and commits."""
+    monkeypatch.setattr(building, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(building, "_COMMIT_BYTES", 4000)
+    monkeypatch.setattr(building, "_POOL_BYTES", 0)
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name}: line {n}, héllo {n * n}\n" for n in range(700)))
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": f"record {n}\n" * 5}) + "\n" for n in range(200)))
+    return Corpus(paths=tuple(tmp_path / name for name in ("a.txt", "b.txt", "c.txt", "d.jsonl")), rule="line")
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def build(corpus, folder, tokenizer=None, **options):
+    return prepare(corpus, tokenizer or Bytes(), folder, shard_tokens=5000, **options)
+
+
+def test_any_number_of_processes_gives_the_same_bytes(corpus, tmp_path):
+    build(corpus, tmp_path / "one")
+    build(corpus, tmp_path / "three", engine=Engine(3, FastBytes()))
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+    assert len(content(tmp_path / "one")) > 20
+
+
+@dataclass
+class Dying(Bytes):
+    """A tokenizer that takes its process with it at a certain text."""
+
+    def encode_batch(self, texts):
+        if any("c: line 300" in text for text in texts):
+            os._exit(9)
+        return super().encode_batch(texts)
+
+
+def test_a_process_that_dies_is_one_line_and_can_be_gone_on_from(corpus, tmp_path):
+    with pytest.raises(DataError, match=r"a tokenising process died.* the same command goes on"):
+        build(corpus, tmp_path / "tokens", Dying(), engine=Engine(2))
+    said = []
+    build(corpus, tmp_path / "tokens", Bytes(), engine=Engine(2), say=said.append)
+    assert "going on" in said[0]
+    build(corpus, tmp_path / "whole")
+    assert content(tmp_path / "tokens") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("dies_at", [2, 3, 20, 41, 60, 75])
+def test_a_killed_build_goes_on(corpus, tmp_path, dies_at):
+    whole = Bytes()
+    build(corpus, tmp_path / "whole", whole)
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, tmp_path / "killed", Bytes(dies_at=dies_at))
+    assert not (tmp_path / "killed").exists()
+    (left := tmp_path / ".killed.tmp-new").mkdir(exist_ok=True)
+    (left / ".journal.json.tmp-7").write_bytes(b"{")  # as if killed while writing it
+    again, said = Bytes(), []
+    build(corpus, tmp_path / "killed", again, say=said.append)
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    if dies_at > 10:
+        assert "going on where a build stopped" in said[0]
+        assert again.calls <= whole.calls - dies_at + 12  # at most what one commit holds is done twice
+
+
+def test_finished_shards_are_not_written_again(corpus, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, tmp_path / "tokens", Bytes(dies_at=60))
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".tokens.tmp-new").glob("*.bin")}
+    finished = sorted(before)[:3]
+    build(corpus, tmp_path / "tokens")
+    assert {name: (tmp_path / "tokens" / name).stat().st_mtime_ns for name in finished} == {
+        name: before[name] for name in finished
+    }
+
+
+@pytest.mark.parametrize("change", ["text", "tokenizer", "shard", "journal"])
+def test_what_a_killed_build_left_is_not_trusted_blindly(corpus, tmp_path, change):
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, tmp_path / "tokens", Bytes(dies_at=60))
+    left = tmp_path / ".tokens.tmp-new"
+    tokenizer = Bytes(sha256="other" if change == "tokenizer" else "bytes")
+    if change == "text":
+        corpus.paths[0].write_text("everything is different now\nquite different\n" * 50)
+    elif change == "shard":
+        (left / "train-00000.bin").write_bytes(b"")
+    elif change == "journal":
+        (left / "journal.json").write_text('{"request": 1')
+    said = []
+    build(corpus, tmp_path / "tokens", tokenizer, say=said.append)
+    build(corpus, tmp_path / "anew", tokenizer)
+    assert content(tmp_path / "tokens") == content(tmp_path / "anew")
+    assert said == []
+
+
+def test_a_bad_record_far_on_does_not_cost_what_is_done(corpus, tmp_path):
+    bad = corpus.paths[-1]
+    good = bad.read_text()
+    lines = good.splitlines()
+    bad.write_text("\n".join([*lines[:190], "{", *lines[190:]]))
+    with pytest.raises(DataError, match=r"d\.jsonl: line 191: not JSON"):
+        build(corpus, tmp_path / "tokens")
+    said = []
+    skipping = Corpus(paths=corpus.paths, rule="line", on_error="skip")
+    data = build(skipping, tmp_path / "tokens", say=said.append)
+    assert "going on" in said[0]
+    assert said[1].startswith("WARNING: skipped 1 in 1 files; the first: ")
+    assert "line 191" in said[1]
+    assert [source.skipped for source in data.manifest.sources] == [0, 0, 0, 1]
+    bad.write_text(good)
+    build(corpus, tmp_path / "good")
+    for path in (tmp_path / "good").glob("*.bin"):
+        assert (tmp_path / "tokens" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_fast_encoder_that_differs_is_left_with_one_line(corpus, tmp_path):
+    corpus.paths[1].write_text("a line without\n" * 300 + "quite a line, quite\n" * 300)
+    for workers in (1, 2):
+        said = []
+        folder = tmp_path / f"tokens-{workers}"
+        data = build(corpus, folder, engine=Engine(workers, FastBytes(wrong=True)), say=said.append)
+        assert said == ["note: quick 1.0 gives other ids than tokenizers: beginning again without it"]
+        build(corpus, tmp_path / "plain")
+        assert data.fingerprint == open_tokens(tmp_path / "plain").fingerprint
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(corpus, tmp_path, monkeypatch):
+    build(corpus, tmp_path / "tokens")
+    before = content(tmp_path / "tokens")
+    corpus.paths[0].write_text("new text\n" * 900)
+    calls = []
+
+    def full(fd):
+        calls.append(fd)
+        if len(calls) > 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "fsync_file", full)
+        with pytest.raises(DataError, match="tokens: cannot be written: No space left on device"):
+            build(corpus, tmp_path / "tokens")
+    assert content(tmp_path / "tokens") == before
+    said = []
+    build(corpus, tmp_path / "tokens", say=said.append)
+    assert "are of other text or another tokenizer, and are replaced" in said[0]
+    assert "going on" in said[1]
+    build(corpus, tmp_path / "anew")
+    assert content(tmp_path / "tokens") == content(tmp_path / "anew")
+
+
+def test_fastokens_gives_the_same_ids(tmp_path):
+    pytest.importorskip("fastokens")
+    text = "\n\n".join(text for _, text in sorted(topics.topics.items()))
+    tokenizer = train_tokenizer([text[:200_000]], 1000, tmp_path, [])
+    fast = fast_encoder(tokenizer)
+    texts = [text[start : start + 3000] for start in range(0, len(text), 3000)]
+    flat, lengths = fast.encode_flat(texts)
+    parts = tokenizer.encode_batch(texts)
+    assert lengths.tolist() == [len(part) for part in parts]
+    assert flat.tolist() == [token for part in parts for token in part]
+    (tmp_path / "text.txt").write_text(text)
+    corpus = Corpus(paths=(tmp_path / "text.txt",))
+    said = []
+    data = prepare(corpus, tokenizer, tmp_path / "fast", engine=Engine(1, fast), say=said.append)
+    assert said == []
+    assert data.fingerprint == prepare(corpus, tokenizer, tmp_path / "plain").fingerprint
+
+
+def test_without_fastokens(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fastokens", None)
+    tokenizer = train_tokenizer(["some text, some text"], 262, tmp_path, [])
+    with pytest.raises(FastUnavailableError, match=r"not installed \(pip install 'sconce-lm\[fast\]'\)"):
+        fast_encoder(load_tokenizer(tokenizer.path))
