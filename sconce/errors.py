@@ -35,3 +35,9 @@ class OutOfMemoryError(SconceError):
 
 class TrainingError(SconceError):
     """A run that cannot sensibly go on: the loss is no longer a number."""
+
+
+def in_short(value: object) -> str:
+    """A value as it was found, for a message; a huge one cut off."""
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

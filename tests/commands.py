@@ -1,10 +1,17 @@
 """Running the `sconce` command as a user does, and small inputs for it."""
 
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
+
+from sconce_cli.main import main
 
 TEXT = "The quick brown fox jumps over the lazy dog, and number {} of the dogs answers {}.\n"
 
@@ -63,6 +70,17 @@ def sconce(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
+def sconce_here(*arguments: object) -> subprocess.CompletedProcess:
+    """The command in this process, which spares the frameworks' start; what is not caught fails the test."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["sconce", *map(str, arguments)]):
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
 def records(run: Path) -> list[dict]:
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -77,3 +95,23 @@ def weights(run: Path, step: int) -> dict[str, bytes]:
     """What the checkpoint of a step holds, as bytes by file."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     return {name: (folder / name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+def sign(folder: Path, changes: dict[str, object] | None = None) -> None:
+    """Make a checkpoint's manifest agree with its files again, then change its keys: no hash can tell any more."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["sha256"]
+    for name, file in manifest["files"].items():
+        content = (folder / name).read_bytes()
+        file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    manifest |= changes or {}
+    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(manifest))
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    """Apply `change` to the object in a JSON file."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))

@@ -2,24 +2,24 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from sconce_cli.options import BackendOption, Hardware
+from sconce.files import readable_size
+from sconce_cli.options import BackendOption, Hardware, JsonOption
 
 if TYPE_CHECKING:
-    from sconce.backend import Hardware as HardwareName
     from sconce.checkpoint.compare import Comparison, Distance
     from sconce.checkpoint.contents import Part, TensorFacts
     from sconce.checkpoint.listing import Listed
     from sconce.checkpoint.load import LoadedCheckpoint
     from sconce.checkpoint.record import Checkpoint
     from sconce.checkpoint.verify import Check
+    from sconce.training.deep import DeepVerifier
 
 app = typer.Typer(help="List, inspect, verify or compare checkpoints.", no_args_is_help=True)
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _PLACE = "A checkpoint folder, a LATEST or BEST file, or a run folder"
 
 
@@ -88,22 +88,28 @@ def verify(
 ) -> None:
     """Check sizes, hashes, the manifest, every tensor's name and shape, and that all values are finite.
 
-    With --deep, on --backend, also the loss that the next micro-batch must have.
+    With --deep, on --backend, also the token shards' hashes, and the loss that the next micro-batch must have.
 
-    Changes nothing. Exit code 2 when anything is wrong.
+    Changes nothing. Exit code 0: all intact; 2: a fault, or with --deep a checkpoint that has no certificate to
+    compare with, though it was not imported.
     """
     from sconce.checkpoint.verify import folders_to_verify
     from sconce.errors import CheckpointError
 
     folders = folders_to_verify(path)
-    faults = {folder: _verify_one(folder, backend.value if deep else None, as_json) for folder in folders}
-    damaged = {folder: fault for folder, fault in faults.items() if fault is not None}
-    if not damaged:
+    verifier = None
+    if deep:
+        from sconce.training.deep import DeepVerifier
+
+        verifier = DeepVerifier(backend.value)
+    faults = {folder: _verify_one(folder, verifier, as_json) for folder in folders}
+    found = {folder: fault for folder, fault in faults.items() if fault is not None}
+    if not found:
         return
     if len(folders) == 1:
-        raise CheckpointError(*damaged.values())
-    names = ", ".join(folder.name for folder in damaged)
-    raise CheckpointError(f"{path}: {len(damaged)} of {len(folders)} checkpoints not intact: {names}")
+        raise CheckpointError(*found.values())
+    names = ", ".join(folder.name for folder in found)
+    raise CheckpointError(f"{path}: {len(found)} of {len(folders)} checkpoints not intact: {names}")
 
 
 @app.command()
@@ -134,53 +140,64 @@ def diff(
     _echo_comparison(comparison, top)
 
 
-def _verify_one(folder: Path, deep_on: "HardwareName | None", as_json: bool) -> str | None:
-    """Print one checkpoint's checks; what is wrong with it, if anything."""
-    from sconce.errors import CheckpointError
+def _verify_one(folder: Path, verifier: "DeepVerifier | None", as_json: bool) -> str | None:
+    """Print one checkpoint's checks; what keeps it from being called intact, if anything."""
+    from sconce.errors import SconceError
 
     found: dict[str, str] = {}
-    fault = None
+    fault, verdict = None, "intact"
     if not as_json:
         typer.echo(str(folder))
     try:
-        for check in _checks(folder, deep_on):
+        for check in _checks(folder, verifier):
             found[check.name] = check.found
             if not as_json:
                 typer.echo(f"  {check.name:<12}{check.found}")
-    except CheckpointError as error:
+            if not check.passed:
+                fault = f"{folder}: {check.name} not compared: {check.found}"
+                verdict = "files intact, NOT COMPARED with the run that wrote them"
+    except (SconceError, OSError) as error:
         fault = str(error)
+        verdict = f"NOT INTACT: {fault}"
     if as_json:
         _echo_json({"path": str(folder), "intact": fault is None, "checks": found, "fault": fault})
     else:
-        typer.echo("  intact" if fault is None else f"  NOT INTACT: {fault}")
+        typer.echo(f"  {verdict}")
     return fault
 
 
-def _checks(folder: Path, deep_on: "HardwareName | None") -> "Iterator[Check]":
+def _checks(folder: Path, verifier: "DeepVerifier | None") -> "Iterator[Check]":
     from sconce.checkpoint.verify import Check, verify
     from sconce.interop.hf import spec_from_config
 
     yield from verify(folder, spec_from_config)
-    if deep_on is not None:
-        from sconce.training.deep import verify_deep
-
-        yield Check("certificate", verify_deep(folder, deep_on))
+    if verifier is not None:
+        result = verifier.check(folder)
+        yield Check("certificate", result.found, passed=result.compared)
 
 
 def _model_facts(checkpoint: "LoadedCheckpoint") -> dict[str, object]:
-    """What config.json says of the model, and how large that makes it."""
-    import json
+    """What config.json says of the model, with the run's dropout, and how large that makes it."""
     from dataclasses import asdict
 
     from sconce.errors import CheckpointError
     from sconce.interop.hf import spec_from_config
 
-    config = json.loads(checkpoint.read("config.json"))
+    config = checkpoint.table("config.json")
     try:
         spec = spec_from_config(config)
     except CheckpointError as error:
         return {"unknown": str(error)}  # the rest is still worth seeing
-    return {"model_type": config["model_type"], "parameters": spec.num_params, **asdict(spec)}
+    return {"model_type": config["model_type"], "parameters": spec.num_params, **asdict(spec), **_dropout(checkpoint)}
+
+
+def _dropout(checkpoint: "LoadedCheckpoint") -> dict[str, object]:
+    """The rates of the run: config.json is for those who load the model, and has none."""
+    if "run.json" not in checkpoint.record.files:
+        return {}
+    model = checkpoint.run_config.get("model")
+    given = cast(dict[str, object], model) if isinstance(model, dict) else {}
+    return {name: given.get(name, 0.0) for name in ("attn_dropout", "residual_dropout")}
 
 
 def _record_json(record: "Checkpoint") -> dict[str, object]:
@@ -229,7 +246,7 @@ def _listed_cells(entry: "Listed") -> Sequence[str]:
     if entry.fault is not None:
         marks.append(f"DAMAGED: {entry.fault}")
     known = ("?",) * 4 if record is None else (f"{record.tokens:,}", record.backend, record.precision, _best(record))
-    return entry.path.name, known[0], _size(entry.bytes), *known[1:], ", ".join(marks)
+    return entry.path.name, known[0], readable_size(entry.bytes), *known[1:], ", ".join(marks)
 
 
 def _best(record: "Checkpoint") -> str:
@@ -334,7 +351,7 @@ def _echo_parts(parts: Sequence["Part"]) -> None:
 
 def _echo_files(record: "Checkpoint") -> None:
     files = record.files.items()
-    typer.echo(f"\n{len(files)} files, {_size(sum(file.bytes for _, file in files))}")
+    typer.echo(f"\n{len(files)} files, {readable_size(sum(file.bytes for _, file in files))}")
     _echo_table([(f"  {name}", f"{file.bytes:,}", file.sha256) for name, file in files], right={1})
 
 
@@ -358,10 +375,6 @@ def _figure(value: float | None) -> str:
 
 def _inline(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
 
 
 def _echo_pairs(pairs: Iterable[tuple[str, object]]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sconce_cli import shards, texts
-from sconce_cli.options import OverrideOption, RunDirOption, chosen_run_dir
+from sconce_cli.options import JsonOption, OverrideOption, RunDirOption, chosen_run_dir
 
 if TYPE_CHECKING:
     from sconce.data.show import Piece, ShownRow, ShownStep, StepReader
@@ -47,7 +47,7 @@ def show(
     run_dir: RunDirOption = None,
     override: OverrideOption = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print token ids too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, token ids included.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the rows that one update trains on: where they come from, and their text.
 
@@ -59,7 +59,8 @@ def show(
     reader = _open_reader(source, run_dir, override or [])
     shown = reader.show(step, row)
     if as_json:
-        facts = {"shards": str(reader.data.folder), "fingerprint": reader.data.fingerprint}
+        facts: dict[str, object] = {"shards": str(reader.data.folder), "fingerprint": reader.data.fingerprint}
+        facts |= {"total_steps": reader.total_steps, "remarks": reader.remarks(step)}
         typer.echo(json.dumps({**facts, **dataclasses.asdict(shown)}, ensure_ascii=False))
         return
     _echo_step(reader, shown)
@@ -87,6 +88,8 @@ def _echo_step(reader: "StepReader", shown: "ShownStep") -> None:
         f"rows in {reader.data.folder}"
     )
     typer.echo(f"row ids: {', '.join(map(str, shown.row_ids))}")
+    for remark in reader.remarks(shown.step):
+        typer.echo(f"note: {remark}")
 
 
 def _echo_row(row: "ShownRow", with_tokens: bool) -> None:

@@ -1,22 +1,21 @@
 """`sconce doctor`: what is on this machine, and whether it computes what it should."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
+
+from sconce_cli.options import JsonOption
 
 if TYPE_CHECKING:
     from sconce.conformance.collect import FrameworkReport
     from sconce.conformance.kit import Result
 
-MEANING = (
-    "FAILED: do not trust training on a device that fails; run `sconce doctor` once more, and if it fails again, "
-    "report the output of `sconce doctor --json`"
-)
+AGAIN = "run `sconce doctor` once more, and if it fails again, report the output of `sconce doctor --json`"
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the hardware and the backends, and check each of them against values that are known."""
     import json
@@ -35,8 +34,33 @@ def doctor(
         typer.echo(json.dumps(as_object(passed, choice, machine, advice, host, reports), ensure_ascii=False))
     else:
         typer.echo("\n".join(as_text(choice, machine, advice, host, reports)))
-        typer.echo("\nall checks passed" if passed else f"\n{MEANING}")
+        typer.echo("\n" + ("all checks passed" if passed else "\n".join(what_failed(reports, host))))
     raise typer.Exit(0 if passed else 1)
+
+
+def what_failed(reports: Sequence["FrameworkReport"], host: Sequence["Result"]) -> list[str]:
+    """What each kind of failure means for a run, and what to do."""
+    wrong = sorted(
+        {
+            f"--backend {column.hardware} with runtime.precision {column.precision}"
+            for report in reports
+            for column in report.columns
+            if not all(result.passed for result in column.results)
+        }
+    )
+    lines: list[str] = []
+    if not reports:
+        lines.append("no backend is installed: nothing can train here until one is")
+    if not all(result.passed for result in host):
+        lines.append("this machine itself is wrong: initial weights or data order differ from those of others")
+    if wrong:
+        lines.append(f"computes wrongly, so do not train with it: {'; '.join(wrong)}")
+    lines += [
+        f"{report.framework} could not be checked to its end: do not train with it before it can"
+        for report in reports
+        if report.fault
+    ]
+    return [f"FAILED: {line}" for line in lines] + [AGAIN]
 
 
 def automatic(reports: Sequence["FrameworkReport"]) -> str:
@@ -120,7 +144,10 @@ def as_text(
     lines += ["", "worst error / tolerance, relative to the largest value", *table(columns)]
     for title, results in columns.items():
         failed = (result for result in results.values() if not result.passed)
-        lines += [f"{title}: {result.check} is wrong, most in {result.where}" for result in failed]
+        lines += [
+            f"{title}: {result.check} is wrong, most in {result.where}: {cell(result)} (error / tolerance)"
+            for result in failed
+        ]
         if title.startswith("mlx metal fp32") and not all(result.passed for result in results.values()):
             lines.append("errors near 1e-3 in float32 are TF32's: MLX_ENABLE_TF32=0 turns it off")
     return lines + [f"{report.framework}: FAIL, {report.fault}" for report in reports if report.fault]

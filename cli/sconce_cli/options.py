@@ -27,7 +27,7 @@ OverrideOption = Annotated[
 ]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder that the run owns.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line instead of text.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one value a line, instead of text.")]
 
 
 def chosen_run_dir(option: Path | None, configured: Path | None, config: Path) -> Path:

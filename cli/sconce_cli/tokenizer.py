@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sconce_cli.options import JsonOption
+
 app = typer.Typer(help="Train or inspect a tokenizer.", no_args_is_help=True)
 
 
@@ -37,7 +39,7 @@ def train(
 def inspect(
     path: Annotated[Path, typer.Argument(help="A tokenizer.json, or a folder that holds one.")],
     text: Annotated[str | None, typer.Option("--text", help="Show how this text is cut.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a tokenizer's size, special tokens and hash, and how it cuts a text."""
     import json

@@ -1,6 +1,7 @@
 """What checkpoints a run has, looked at without reading a tensor and without changing anything."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,16 +42,26 @@ def list_checkpoints(run: Path) -> list[Listed]:
         raise CheckpointError(f"{run}: {what}")
     latest, best = pointed_at(home / "LATEST"), pointed_at(home / "BEST")
     return [
-        *(_look_at(path, int(path.name.removeprefix("step-")), latest, best) for path in folders),
-        *(_look_at(path, step, None, None) for step, path in aside),
+        *_look_at_all([(int(path.name.removeprefix("step-")), path) for path in folders], latest, best),
+        *_look_at_all(aside, None, None),
     ]
+
+
+def _look_at_all(folders: list[tuple[int, Path]], latest: Path | None, best: Path | None) -> Iterator[Listed]:
+    """What is there, but for folders that a run under way deletes meanwhile."""
+    for step, path in folders:
+        try:
+            yield _look_at(path, step, latest, best)
+        except FileNotFoundError:
+            if path.exists():
+                raise
 
 
 def _set_aside_folders(home: Path) -> list[tuple[int, Path]]:
     if not home.is_dir():
         return []
-    found = [(int(match[1]), path) for path in home.iterdir() if (match := _SET_ASIDE.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+    named = ((_SET_ASIDE.fullmatch(path.name), path) for path in home.iterdir())
+    return sorted(((int(match[1]), path) for match, path in named if match and path.is_dir()), reverse=True)
 
 
 def _look_at(path: Path, step: int, latest: Path | None, best: Path | None) -> Listed:

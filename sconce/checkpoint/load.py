@@ -1,22 +1,20 @@
 """Reading a checkpoint: finding it, checking it against its manifest, and its tensors one by one."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from sconce.checkpoint.record import MANIFEST, Checkpoint, DamagedCheckpointError, read_manifest
-from sconce.checkpoint.stream import MODEL_PREFIX, OPTIMIZER
-from sconce.errors import CheckpointError
+from sconce.checkpoint.stream import MODEL_PREFIX, OPTIMIZER, RUN
+from sconce.config.read import Table, read_table
+from sconce.errors import CheckpointError, ConfigError
 from sconce.files import sha256_file
+from sconce.tensorfile import TensorEntry, read_header, read_tensor
 
 POINTERS = ("LATEST", "BEST")
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -30,16 +28,16 @@ class StoredTensors(Mapping[str, NDArray[np.float32]]):
         self._prefixes = prefixes
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        path, key = self._places[name]
-        with _open(path) as file:
-            return file.get_tensor(key)
+        path, entry = self._places[name]
+        try:
+            return read_tensor(path, entry)
+        except ValueError as error:
+            raise DamagedCheckpointError(f"{path}: tensor {name} is {error}") from None
 
     def kind(self, name: str) -> tuple[str, tuple[int, ...]]:
         """Data type, as safetensors spells it, and shape of one tensor, whose values stay unread."""
-        path, key = self._places[name]
-        with _open(path) as file:
-            part = file.get_slice(key)
-            return part.get_dtype(), tuple(part.get_shape())
+        entry = self._places[name][1]
+        return entry.dtype, entry.shape
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -48,32 +46,14 @@ class StoredTensors(Mapping[str, NDArray[np.float32]]):
         return len(self._places)
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Path, str]]:
-        places: dict[str, tuple[Path, str]] = {}
+    def _places(self) -> dict[str, tuple[Path, TensorEntry]]:
+        places: dict[str, tuple[Path, TensorEntry]] = {}
         for path, prefix in self._prefixes.items():
             try:
-                with _open(path) as file:
-                    places.update({prefix + key: (path, key) for key in file.keys()})  # noqa: SIM118 (not a mapping)
-            except SafetensorError as error:
-                raise DamagedCheckpointError(f"{path}: not a safetensors file ({error})") from None
+                places.update({prefix + key: (path, entry) for key, entry in read_header(path).items()})
+            except ValueError as error:
+                raise DamagedCheckpointError(f"{path}: {error}") from None
         return places
-
-
-class _TensorSlice(Protocol):
-    def get_dtype(self) -> str: ...
-    def get_shape(self) -> list[int]: ...
-
-
-class _TensorReader(Protocol):
-    """What safetensors' untyped handle does for us."""
-
-    def keys(self) -> list[str]: ...
-    def get_tensor(self, name: str) -> NDArray[np.float32]: ...
-    def get_slice(self, name: str) -> _TensorSlice: ...
-
-
-def _open(path: Path) -> AbstractContextManager[_TensorReader]:
-    return cast(AbstractContextManager[_TensorReader], safe_open(path, framework="numpy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +79,19 @@ class LoadedCheckpoint:
             raise CheckpointError(f"{self.path}: no {name} in this checkpoint")
         return (self.path / name).read_bytes()
 
+    def table(self, name: str) -> Table:
+        """One of its JSON files. Raises CheckpointError when it has no such file, or no JSON object in it."""
+        if name not in self.record.files:
+            raise CheckpointError(f"{self.path}: no {name} in this checkpoint")
+        try:
+            return read_table(self.path / name)
+        except ConfigError as error:
+            raise DamagedCheckpointError(str(error)) from None
+
     @property
-    def run_config(self) -> dict[str, object]:
-        """The resolved config of the run that wrote it."""
-        return cast(dict[str, object], json.loads(self.read("run.json")))
+    def run_config(self) -> Table:
+        """The resolved config of the run that wrote it, its keys unchecked. Raises as `table`."""
+        return self.table(RUN)
 
     def _files(self, prefix: str) -> dict[Path, str]:
         names = [name for name in self.record.files if name.endswith(".safetensors") and name != OPTIMIZER]
@@ -162,7 +151,8 @@ def step_folders(folder: Path) -> list[Path]:
     """The step folders in a `checkpoints` folder, newest first, damaged or not."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    named = ((_STEP_FOLDER.fullmatch(path.name), path) for path in folder.iterdir())
+    found = [(int(match[1]), path) for match, path in named if match and path.is_dir()]
     return [path for _, path in sorted(found, reverse=True)]
 
 

@@ -4,11 +4,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Annotated, NotRequired, cast
 
-from sconce.backend import LossScale
+from pydantic import ConfigDict, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from sconce.backend import LossScale, Precision
 from sconce.errors import CheckpointError
+from sconce.typed import checked
 
 FORMAT = 3
 MANIFEST = "manifest.json"
@@ -56,7 +61,7 @@ class Checkpoint:
     certificate: Certificate | None = None
     loss_scale: LossScale | None = None
     backend: str
-    precision: str
+    precision: Precision
     versions: Mapping[str, str]
     hardware: Mapping[str, object]
     files: Mapping[str, FileRecord] = field(default_factory=dict[str, FileRecord])
@@ -67,46 +72,66 @@ class Checkpoint:
         return self.backend == IMPORTED
 
     @property
+    def imported_steps(self) -> int:
+        """The first steps, which another system did: on which rows is not known, and no hash here covers them."""
+        return self.step if self.is_imported else cast(int, self.cursor.get("imported_steps", 0))
+
+    @property
     def tokenizer_sha256(self) -> str:
-        """Which tokenizer the run was trained with."""
-        return self.files["tokenizer.json"].sha256
+        """Which tokenizer the run was trained with; empty for a checkpoint without one."""
+        file = self.files.get("tokenizer.json")
+        return "" if file is None else file.sha256
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]+$", max_length=255)]  # of a file beside the manifest
 
 
 class _BestFields(TypedDict):
-    step: int
+    step: _Count
     loss: float
 
 
+class _CursorFields(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues] (pydantic's custom)
+    fingerprint: NotRequired[str | None]
+    seed: NotRequired[int]
+    rows_consumed: NotRequired[_Count]
+    rows_sha256: NotRequired[_Sha256]
+    imported_steps: NotRequired[_Count]
+
+
 class _CertificateFields(TypedDict):
-    rows: list[int]
+    rows: Annotated[list[_Count], Field(min_length=1)]
     tokens_sha256: str
     loss: float
     nats: list[float]
 
 
 class _LossScaleFields(TypedDict):
-    scale: float
-    clean_updates: int
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    clean_updates: _Count
 
 
 class _FileFields(TypedDict):
-    bytes: int
-    sha256: str
+    bytes: _Count
+    sha256: _Sha256
 
 
 class _Fields(TypedDict):
     format: int
-    step: int
-    tokens: int
-    cursor: dict[str, object]
+    step: _Count
+    tokens: _Count
+    cursor: _CursorFields
     best: _BestFields | None
     certificate: _CertificateFields | None
     loss_scale: _LossScaleFields | None
     backend: str
-    precision: str
+    precision: Precision
     versions: dict[str, str]
     hardware: dict[str, object]
-    files: dict[str, _FileFields]
+    files: dict[_FileName, _FileFields]
 
 
 def manifest_bytes(record: Checkpoint) -> bytes:
@@ -116,7 +141,7 @@ def manifest_bytes(record: Checkpoint) -> bytes:
         "format": FORMAT,
         "step": record.step,
         "tokens": record.tokens,
-        "cursor": dict(record.cursor),
+        "cursor": cast(_CursorFields, dict(record.cursor)),
         "best": None if best is None else {"step": best[0], "loss": best[1]},
         "certificate": None if certificate is None else _certificate_fields(certificate),
         "loss_scale": None if scale is None else {"scale": scale.scale, "clean_updates": scale.clean_updates},
@@ -156,15 +181,20 @@ def read_manifest(folder: Path) -> Checkpoint:
     manifest = cast(dict[str, object], content)
     if manifest.pop("sha256", None) != _checksum(manifest):
         raise DamagedCheckpointError(f"{path}: not as it was written (its checksum does not match)")
-    if manifest["format"] != FORMAT:
+    if manifest.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path}: checkpoint format {manifest['format']}, and this version of Sconce reads format {FORMAT}: "
+            f"{path}: checkpoint format {manifest.get('format')!r}, and this version of Sconce reads format {FORMAT}: "
             "use the version that wrote it"
         )
     try:
-        return _parse(cast(_Fields, manifest))  # the checksum vouches for the types
-    except (KeyError, TypeError) as error:
-        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest (no {error})") from None
+        return _parse(checked(_manifest_type(), manifest))
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest ({error})") from None
+
+
+@cache
+def _manifest_type() -> TypeAdapter[_Fields]:
+    return TypeAdapter(_Fields)
 
 
 def _parse(fields: _Fields) -> Checkpoint:
@@ -172,7 +202,7 @@ def _parse(fields: _Fields) -> Checkpoint:
     return Checkpoint(
         step=fields["step"],
         tokens=fields["tokens"],
-        cursor=fields["cursor"],
+        cursor=cast(Mapping[str, object], fields["cursor"]),
         best=None if best is None else (best["step"], best["loss"]),
         certificate=None if certificate is None else _parse_certificate(certificate),
         loss_scale=None if scale is None else LossScale(scale["scale"], scale["clean_updates"]),

@@ -29,7 +29,7 @@ from sconce.checkpoint.stream import (
     write_tensors,
 )
 from sconce.errors import CheckpointError
-from sconce.files import fsync_folder, write_atomic
+from sconce.files import fsync_folder, readable_size, write_atomic
 
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's custom
 SPARE_BYTES = 2**20  # for the manifest, the pointers and the file system's own books
@@ -151,8 +151,8 @@ class CheckpointStore:
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             raise CheckpointError(
-                f"{self.folder}: disk full: a checkpoint takes {_size(needed)} and {_size(free)} are free; free "
-                "some space and resume (older checkpoints are untouched)"
+                f"{self.folder}: disk full: a checkpoint takes {readable_size(needed)} and {readable_size(free)} are "
+                "free; free some space and resume (older checkpoints are untouched)"
             )
 
     def _restore_replaced(self) -> None:
@@ -202,7 +202,3 @@ def _cannot_write(folder: Path, error: OSError) -> CheckpointError:
             "untouched)"
         )
     return CheckpointError(f"{folder}: could not write the checkpoint: {error}")
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -23,6 +23,7 @@ State = Iterator[tuple[str, NDArray[np.float32]]]
 MODEL = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
 OPTIMIZER = "optimizer.safetensors"
+RUN = "run.json"  # the run's resolved config
 MODEL_PREFIX = "model/"
 ITEM_BYTES = 4
 

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from sconce.config.fields import expected, fields, unknown
 from sconce.config.overrides import absolutize, apply_override
-from sconce.config.read import Table, read_table
+from sconce.config.read import Table, flat, read_table
 from sconce.config.relations import relation_faults
 from sconce.config.schema import RunConfig
 from sconce.errors import ConfigError
@@ -39,8 +39,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config_from(table, str(path), overrides)
 
 
-def config_from(table: Table, source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """A config from plain tables with absolute paths; `source` names them in faults. Raises as `load_config`."""
+def config_from(
+    table: Table, source: str, overrides: Sequence[str] = (), *, may_lack: Collection[str] = ()
+) -> RunConfig:
+    """A config from plain tables with absolute paths; `source` names them in faults. Raises as `load_config`.
+
+    `may_lack` are required keys that whoever trains has yet to give.
+    """
     faults: list[Fault] = []
     overridden: set[str] = set()
     for text in overrides:
@@ -55,10 +60,23 @@ def config_from(table: Table, source: str, overrides: Sequence[str] = ()) -> Run
         return "--override" if key in overridden else source
 
     config, found = _validate(table, place)
-    faults += found
+    faults += [fault for fault in found if fault.key not in may_lack or fault.key in dict(flat(table))]
     if faults:
         raise ConfigError("\n".join(map(str, faults)))
     return config
+
+
+def config_from_resolved(table: Table, source: str) -> RunConfig:
+    """The config that `to_json` made a table of: there a key at its default does not count as given.
+
+    Raises ConfigError where it has been edited into one that cannot be used.
+    """
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in fields().items()}
+    given = copy.deepcopy(table)
+    for key, value in flat(table):
+        if key in defaults and value == defaults[key]:
+            _remove(given, key.split("."))
+    return config_from(given, source)
 
 
 def _validate(table: Table, place: Callable[[str], str]) -> tuple[RunConfig, list[Fault]]:

@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +48,15 @@ def read_table(path: Path) -> Table:
     table = cast(Table, parsed)
     _check_values(path, table)
     return table
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every key as section.name with its value, tables within tables spelt out."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from flat(cast(Table, value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def _decode(path: Path) -> str:

@@ -1,13 +1,25 @@
 """Checks between keys: pure functions of a config whose single values are already right."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from sconce.config.schema import RunConfig
+from sconce.config.schema import RunConfig, Section
 
 LEAST_SHARE = 1 / 2000  # of a source: the order of rows knows shares of a 4096th
 
 Relation = tuple[tuple[str, ...], str]
 """The keys involved, the first being the one to report at, and what is wrong."""
+
+# Keys that not every algorithm or strategy uses, and those that do.
+_CHOICES = {"optimizer": "algorithm", "scheduler": "strategy"}
+_USERS: Mapping[str, tuple[str, ...]] = {
+    "optimizer.beta1": ("adam_w", "adam", "lion", "muon"),
+    "optimizer.beta2": ("adam_w", "adam", "lion", "muon"),
+    "optimizer.epsilon": ("adam_w", "adam", "muon"),
+    "optimizer.momentum": ("sgd", "muon"),
+    "scheduler.min_lr": ("cosine", "cosine_with_warmup", "polynomial", "wsd"),
+    "scheduler.power": ("polynomial",),
+    "scheduler.decay_steps": ("wsd",),
+}
 
 
 def relation_faults(config: RunConfig) -> Iterator[Relation]:
@@ -15,7 +27,7 @@ def relation_faults(config: RunConfig) -> Iterator[Relation]:
     yield from _model(config)
     yield from _data(config)
     yield from _dropout(config)
-    yield from _optimizer(config)
+    yield from _without_effect(config)
     yield from _schedule(config)
 
 
@@ -109,19 +121,31 @@ def _instead(batch: int, wanted: str, accumulation: int, advice: str) -> str:
     )
 
 
-def _optimizer(config: RunConfig) -> Iterator[Relation]:
-    optimizer = config.optimizer
-    for key, given, algorithms in (
-        ("beta1", optimizer.beta1 != 0.9, ("adam_w", "adam", "lion", "muon")),
-        ("beta2", optimizer.beta2 is not None, ("adam_w", "adam", "lion", "muon")),
-        ("epsilon", optimizer.epsilon != 1e-8, ("adam_w", "adam", "muon")),
-        ("momentum", optimizer.momentum is not None, ("sgd", "muon")),
-    ):
-        if given and optimizer.algorithm not in algorithms:
+def _without_effect(config: RunConfig) -> Iterator[Relation]:
+    """Idle keys that were given: the optimizer's even with their default, as it is no default of that algorithm.
+
+    A schedule's are allowed at their default, which files that spell every key out hold.
+    """
+    for key in idle_keys(config):
+        section, name = key.split(".")
+        part: Section = getattr(config, section)
+        default = type(part).model_fields[name].default
+        harmless = section == "scheduler" and getattr(part, name) == default
+        if name in part.model_fields_set and getattr(part, name) is not None and not harmless:
+            choice = _CHOICES[section]
             yield (
-                (f"optimizer.{key}", "optimizer.algorithm"),
-                f"would do nothing with algorithm {optimizer.algorithm}; it is for {', '.join(algorithms)}",
+                (key, f"{section}.{choice}"),
+                f"would do nothing with {choice} {getattr(part, choice)}; it is for {', '.join(_USERS[key])}",
             )
+
+
+def idle_keys(config: RunConfig) -> list[str]:
+    """The keys that do nothing with this config's algorithm and strategy."""
+
+    def choice(section: str) -> str:
+        return getattr(getattr(config, section), _CHOICES[section])
+
+    return [key for key, users in _USERS.items() if choice(key.split(".")[0]) not in users]
 
 
 def _schedule(config: RunConfig) -> Iterator[Relation]:
@@ -142,16 +166,6 @@ def _schedule(config: RunConfig) -> Iterator[Relation]:
             ("scheduler.min_lr", "optimizer.learning_rate"),
             f"found {scheduler.min_lr}, expected at most optimizer.learning_rate {peak}",
         )
-    for key, given, strategies in (
-        ("min_lr", scheduler.min_lr != 0, ("cosine", "cosine_with_warmup", "polynomial", "wsd")),
-        ("power", scheduler.power != 1, ("polynomial",)),
-        ("decay_steps", scheduler.decay_steps is not None, ("wsd",)),
-    ):
-        if given and scheduler.strategy not in strategies:
-            yield (
-                (f"scheduler.{key}", "scheduler.strategy"),
-                f"would do nothing with strategy {scheduler.strategy}; it is for {', '.join(strategies)}",
-            )
     if scheduler.decay_steps is not None and scheduler.total_steps is not None:
         room = scheduler.total_steps - scheduler.warmup_steps
         if scheduler.decay_steps > room:

@@ -1,6 +1,6 @@
 """What a config means: derived values, the model it describes, and how two configs of one run differ."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -9,6 +9,8 @@ import tomli_w
 
 from sconce.config.fields import fields
 from sconce.config.overrides import canonical
+from sconce.config.read import flat
+from sconce.config.relations import idle_keys
 from sconce.config.schema import RunConfig
 from sconce.errors import ConfigError
 from sconce.spec import ModelSpec
@@ -142,8 +144,8 @@ def momentum(config: RunConfig) -> float:
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
-    """The config as JSON values, with what is derived from other keys filled in."""
-    table = config.model_dump(mode="json")
+    """The config as JSON values, without what does nothing in it, and with what is derived from other keys."""
+    table = _without_idle(config, config.model_dump(mode="json"))
     model, data = table["model"], table["data"]
     model["intermediate_size"] = config.model.intermediate_size or _intermediate_size(config)
     model["num_key_value_heads"] = config.model.num_key_value_heads or config.model.num_attention_heads
@@ -152,10 +154,17 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     micro = given_micro_batch(config)
     data["micro_batch_size"] = micro
     data["gradient_accumulation_steps"] = None if micro is None else config.data.batch_size // micro
-    if config.optimizer.algorithm in ("sgd", "muon"):  # elsewhere it is refused
-        table["optimizer"]["momentum"] = momentum(config)
-    if config.optimizer.algorithm != "sgd":
-        table["optimizer"]["beta2"] = beta2(config)
+    for key, value in (("momentum", momentum(config)), ("beta2", beta2(config))):
+        if key in table["optimizer"]:
+            table["optimizer"][key] = value
+    return table
+
+
+def _without_idle(config: RunConfig, table: dict[str, Any]) -> dict[str, Any]:
+    """The dumped config less the keys that do nothing, which would be refused when it is read again."""
+    for key in idle_keys(config):
+        section, name = key.split(".")
+        table[section].pop(name, None)
     return table
 
 
@@ -164,7 +173,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
 
     What `new` leaves to the device agrees with anything.
     """
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = dict(flat(old)), dict(flat(new))
     found: list[Difference] = []
     for key, field in fields().items():
         default = field.get_default(call_default_factory=True)
@@ -174,17 +183,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     return found
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(cast(dict[str, Any], value), f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
 def dump_toml(config: RunConfig, header: str, relative_to: Path) -> str:
     """The whole config as TOML; paths inside `relative_to` become relative, so that the folder can move."""
-    table = config.model_dump(mode="json", exclude_none=True)
+    table = _without_idle(config, config.model_dump(mode="json", exclude_none=True))
     base = relative_to.resolve()
     for key in PLACES:
         section, name = key.split(".")

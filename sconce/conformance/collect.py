@@ -7,6 +7,7 @@ would end them all.
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from sconce.backend import DeviceInfo, Hardware, installed
 from sconce.conformance.kit import Result
 
 FRAMEWORKS = ("mlx", "torch")
-TIME_LIMIT_S = 300.0  # seconds are usual; a first start from a cold network disk takes a minute or two
+TIME_LIMIT_S = 300.0  # for all together; seconds are usual, a cold network disk takes a minute or two
 
 
 @dataclass(slots=True)
@@ -47,8 +48,9 @@ class FrameworkReport:
         return not self.fault and all(result.passed for column in self.columns for result in column.results)
 
 
-def run_frameworks() -> list[FrameworkReport]:
-    """Reports of the frameworks that are installed, their processes side by side."""
+def run_frameworks(time_limit: float = TIME_LIMIT_S) -> list[FrameworkReport]:
+    """Reports of the frameworks that are installed, their processes side by side, all within `time_limit` seconds."""
+    deadline = time.monotonic() + time_limit
     # -P: the present folder may hold a file called torch.py, and is none of our business.
     started = {
         name: subprocess.Popen(
@@ -61,22 +63,26 @@ def run_frameworks() -> list[FrameworkReport]:
         for name in FRAMEWORKS
         if installed(name)
     }
-    return [_finish(name, process) for name, process in started.items()]
+    return [_finish(name, process, deadline, time_limit) for name, process in started.items()]
 
 
-def _finish(framework: str, process: subprocess.Popen[str]) -> FrameworkReport:
+def _finish(framework: str, process: subprocess.Popen[str], deadline: float, time_limit: float) -> FrameworkReport:
+    overdue = ""
     with process:
         try:
-            out, err = process.communicate(timeout=TIME_LIMIT_S)
+            out, err = process.communicate(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-            err = f"not done after {TIME_LIMIT_S:.0f} s"
-    return read_report(framework, out, err, process.returncode)
+            overdue = f"not done after {time_limit:.0f} s, so it was stopped"
+    return read_report(framework, out, err, process.returncode, overdue)
 
 
-def read_report(framework: str, out: str, err: str, exit_code: int) -> FrameworkReport:
-    """What a process wrote, and how it ended: anything but its last word is a fault, with the last line of `err`."""
+def read_report(framework: str, out: str, err: str, exit_code: int, overdue: str = "") -> FrameworkReport:
+    """What a process wrote, and how it ended: anything but its last word is a fault, with the last line of `err`.
+
+    `overdue` says that it had to be stopped, which is then the fault.
+    """
     report, done = FrameworkReport(framework), False
     hardware, device = cast(Hardware, "auto"), DeviceInfo(framework, "", "", "", 0)
     for line in out.splitlines():
@@ -92,7 +98,7 @@ def read_report(framework: str, out: str, err: str, exit_code: int) -> Framework
     if exit_code != 0 or not done:
         last = (err.strip().splitlines() or ["it said nothing"])[-1]
         at = f" in {report.columns[-1].title}" if report.columns else ""
-        report.fault = f"ended with exit code {exit_code}{at}: {last}"
+        report.fault = f"{overdue}{at}" if overdue else f"ended with exit code {exit_code}{at}: {last}"
     return report
 
 

@@ -9,22 +9,26 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, TypeAdapter
 
 from sconce.data.corpus import Split
 from sconce.data.sources import DocumentRule, OnError
 from sconce.errors import DataError
 from sconce.files import sha256_file
+from sconce.typed import checked
 
 FORMAT = "sconce-tokens-1"
 MANIFEST = "manifest.json"
 PACKING = "packing"  # a folder beside the shards: packing plans, which can always be made again
 _REMEDY = "delete the folder and prepare the data again"
+
+_KNOWN_KEYS = ConfigDict(extra="forbid")
 
 Dtype = Literal["uint16", "uint32"]
 TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
@@ -34,6 +38,7 @@ TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
 class Shard:
     """One pair of files, <name>.bin and <name>.idx. `utf8_bytes` is of the text, without end-of-text tokens."""
 
+    __pydantic_config__: ClassVar = _KNOWN_KEYS
     name: str
     split: Split
     tokens: int
@@ -50,6 +55,7 @@ class SourceRecord:
     `skipped` counts what of it could not be used: records, lines of text, rests of damaged files.
     """
 
+    __pydantic_config__: ClassVar = _KNOWN_KEYS
     path: str
     size: int
     mtime_ns: int
@@ -65,6 +71,7 @@ class Manifest:
     before they were counted. `threshold` is None when the validation text was given as files of its own.
     """
 
+    __pydantic_config__: ClassVar = _KNOWN_KEYS
     format: str
     tokenizer_sha256: str
     dtype: Dtype
@@ -208,14 +215,17 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         fields = json.loads(path.read_bytes())
         if fields["format"] != FORMAT:
-            raise DataError(f"{path}: format {fields['format']}, expected {FORMAT}: {_REMEDY}")
-        shards = [Shard(**shard) for shard in fields.pop("shards")]
-        sources = [SourceRecord(**source) for source in fields.pop("sources")]
-        return Manifest(**fields, shards=shards, sources=sources)
+            raise DataError(f"{path}: format {fields['format']!r}, expected {FORMAT}: {_REMEDY}")
+        return checked(_manifest_type(), fields)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}), so the folder is no complete build") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged ({error}): {_REMEDY}") from error
+
+
+@cache
+def _manifest_type() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def _check(path: Path, size: int, sha256: str | None) -> None:

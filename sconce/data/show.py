@@ -9,7 +9,7 @@ import numpy as np
 from sconce.data.order import Stage, make_order
 from sconce.data.rows import Packing, Rows, open_train_rows
 from sconce.data.shards import TokenData
-from sconce.errors import DataError
+from sconce.errors import DataError, in_short
 
 
 class TextDecoder(Protocol):
@@ -65,7 +65,10 @@ class ShownStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReader:
-    """Everything that decides what a run's updates train on."""
+    """Everything that decides what a run's updates train on.
+
+    The run ends at `total_steps`; its first `imported_steps` another system did, on rows that are not known.
+    """
 
     data: TokenData
     tokenizer: TextDecoder
@@ -74,6 +77,8 @@ class StepReader:
     seed: int
     packing: Packing = "concat"
     stages: tuple[Stage, ...] = ()
+    total_steps: int
+    imported_steps: int = 0
 
     def show(self, step: int, position: int | None = None) -> ShownStep:
         """The update that makes `step`, counted from 1, or only the row at one position of its batch.
@@ -81,9 +86,11 @@ class StepReader:
         Reads those rows' tokens and nothing else. Raises DataError when there is no such step or position.
         """
         if step < 1:
-            raise DataError(f"--step {step}: expected 1 or more; step 1 is the first update")
+            raise DataError(f"--step {in_short(step)}: expected 1 or more; step 1 is the first update")
+        if step > (largest := (2**63 - 1) // self.batch_size):
+            raise DataError(f"--step {in_short(step)}: expected at most {largest}, where counting rows ends")
         if position is not None and not 0 <= position < self.batch_size:
-            raise DataError(f"--row {position}: expected 0 to {self.batch_size - 1}, a position in the batch")
+            raise DataError(f"--row {in_short(position)}: expected 0 to {self.batch_size - 1}, a position in the batch")
         source = open_train_rows(self.data, self.sequence_length, self.packing, bool(self.stages))
         order = make_order(source.sizes, self.stages, self.batch_size, self.seed)
         rows = order.rows(step - 1)  # those of the update after step - 1 updates
@@ -99,6 +106,18 @@ class StepReader:
                 for place in (range(self.batch_size) if position is None else [position])
             ],
         )
+
+    def remarks(self, step: int) -> list[str]:
+        """What else to know of that step, a line each: no hash is read here, and a run has a beginning and an end."""
+        found = ["the shards are taken at their sizes: `sconce checkpoint verify --deep` also reads their content"]
+        if step <= self.imported_steps:
+            found.append(
+                f"steps 1 to {self.imported_steps} were done before the import, on rows that are not known: these are "
+                "only what this order has in their place"
+            )
+        if step > self.total_steps:
+            found.append(f"the run ends at step {self.total_steps}: these rows it would train on if it went on")
+        return found
 
     def _row(self, source: Rows, position: int, row: int, epoch: int) -> ShownRow:
         spans = source.spans(row)

@@ -1,6 +1,5 @@
 """Text out of a checkpoint."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def continue_text(
     """
     checkpoint = open_checkpoint(place)
     tokenizer = load_tokenizer(checkpoint.path / "tokenizer.json")
-    spec = spec_from_config(json.loads(checkpoint.read("config.json")))
+    spec = spec_from_config(checkpoint.table("config.json"))
     ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
     room = spec.max_position_embeddings - len(ids)
     if room < 1:

@@ -19,13 +19,13 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from sconce.backend import state_names
-from sconce.errors import CheckpointError, ConfigError
+from sconce.errors import CheckpointError, ConfigError, in_short
 from sconce.files import sha256_file
 from sconce.optim import SLOTS, OptimSpec
 from sconce.spec import ModelSpec
+from sconce.tensorfile import TensorEntry, read_header, read_tensor
 
 Array = NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -33,7 +33,8 @@ Shape = tuple[int, ...]
 VERSION = 1
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+STEP_BITS = 40  # more updates than anyone does, and tokens are still counted in 64 bits
+_PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # what safetensors calls them, and we
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 # Our module: theirs, and which third of its rows is ours.
 _MODULES: Mapping[str, tuple[str, int | None]] = {
@@ -238,7 +239,9 @@ def _find_optimizer(
         return None
     path = _verified(folder, manifest, "optimizer")
     optimizer = _read_optimizer(path, shapes)
-    step = _integer(_table(manifest.get("progress"), folder, "progress"), "optimizer_step", folder / MANIFEST)
+    step = _integer(
+        _table(manifest.get("progress"), folder, "progress"), "optimizer_step", folder / MANIFEST, STEP_BITS
+    )
     if optimizer.step != step:
         raise CheckpointError(f"{path}: step {optimizer.step}, and {MANIFEST} says {step}")
     return optimizer
@@ -266,7 +269,7 @@ def _read_optimizer(path: Path, shapes: Mapping[str, Shape]) -> EarlierOptimizer
         }
         for field in _FIELDS
     )
-    return EarlierOptimizer(_integer(content, "step", path), masters, firsts, seconds)
+    return EarlierOptimizer(_integer(content, "step", path, STEP_BITS), masters, firsts, seconds)
 
 
 def _entry_faults(name: str, entry: Mapping[str, object], shape: Shape) -> Iterator[str]:
@@ -332,36 +335,23 @@ def _expected(vocab: int, hidden: int, width: int, num_layers: int) -> Iterator[
 
 
 def _name_faults(expected: Sequence[str], found: Sequence[str]) -> list[str]:
-    missing = [name for name in expected if name not in set(found)]
-    unknown = [name for name in found if name not in set(expected)]
+    known, here = set(expected), set(found)
+    missing = [name for name in expected if name not in here]
+    unknown = [name for name in found if name not in known]
     faults = [f"missing {', '.join(missing)}"] if missing else []
     return [*faults, f"unknown {', '.join(sorted(unknown))}"] if unknown else faults
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """Where one tensor lies in its file."""
-
-    dtype: str
-    shape: Shape
-    start: int
-
-
 class RawTensors(Mapping[str, Array]):
-    """The tensors of a safetensors file as float32. numpy has no bfloat16, so they are read as bytes."""
+    """The tensors of a safetensors file as float32."""
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError when it is no such file, or holds a tensor that is not fp32, fp16 or bf16."""
         self.path = path
-        self.entries = _read_header(path)
+        self.entries = _entries(path)
 
     def __getitem__(self, name: str) -> Array:
-        entry = self.entries[name]
-        count = int(np.prod(entry.shape))
-        raw = np.fromfile(self.path, _DTYPES[entry.dtype], count, offset=entry.start).reshape(entry.shape)
-        # A bfloat16 is the upper half of a float32.
-        wide = (raw.astype(np.uint32) << 16).view(np.float32) if entry.dtype == "BF16" else raw
-        array = wide.astype(np.float32, copy=False)
+        array = read_tensor(self.path, self.entries[name])
         if not np.isfinite(array).all():
             raise CheckpointError(f"{self.path}: {name} holds NaN or infinity")
         return array
@@ -375,31 +365,17 @@ class RawTensors(Mapping[str, Array]):
     @property
     def precision(self) -> str:
         """What the values were stored in: fp32, fp16, bf16 or several."""
-        names = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-        return " and ".join(sorted({names[entry.dtype] for entry in self.entries.values()}))
+        return " and ".join(sorted({_PRECISIONS[entry.dtype] for entry in self.entries.values()}))
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
+def _entries(path: Path) -> dict[str, TensorEntry]:
     try:
-        with safe_open(path, framework="numpy"):  # checks every size and offset
-            pass
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file ({error})") from None
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = cast(dict[str, dict[str, object]], json.loads(file.read(size)))
-    header.pop("__metadata__", None)
-    entries = {
-        name: _Entry(
-            dtype=cast(str, tensor["dtype"]),
-            shape=tuple(cast(list[int], tensor["shape"])),
-            start=8 + size + cast(list[int], tensor["data_offsets"])[0],
-        )
-        for name, tensor in header.items()
-    }
-    others = [f"{name} is {entry.dtype}" for name, entry in entries.items() if entry.dtype not in _DTYPES]
+        entries = read_header(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    others = [f"{name} is {entry.dtype}" for name, entry in entries.items() if entry.dtype not in _PRECISIONS]
     if others:
-        raise CheckpointError(f"{path}: {', '.join(others)}; expected {', '.join(_DTYPES)}")
+        raise CheckpointError(f"{path}: {', '.join(others)}; expected {', '.join(_PRECISIONS)}")
     return entries
 
 
@@ -407,7 +383,7 @@ def _load_json(path: Path) -> object:
     """Parsed JSON. Each parameter's numbers become an array at once: as Python floats all would not fit in memory."""
     try:
         return json.loads(path.read_bytes(), object_hook=_pack)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not the JSON it should be ({error})") from None
 
 
@@ -426,8 +402,8 @@ def _table(value: object, folder: Path, what: str) -> Mapping[str, object]:
     return cast(Mapping[str, object], value)
 
 
-def _integer(table: Mapping[str, object], key: str, path: Path) -> int:
+def _integer(table: Mapping[str, object], key: str, path: Path, bits: int = 64) -> int:
     value = table.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise CheckpointError(f"{path}: {key} is {value!r}; expected a whole number")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**bits:
+        raise CheckpointError(f"{path}: {key} is {in_short(value)}; expected a whole number below 2**{bits}")
     return value

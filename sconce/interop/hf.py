@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar, cast
 
-from sconce.errors import CheckpointError
+from sconce.errors import CheckpointError, in_short
 from sconce.spec import INIT_STD, ModelSpec
 
 Norm = Literal["rmsnorm", "layernorm"]
@@ -30,6 +30,8 @@ Activation = Literal["silu", "gelu", "relu2"]
 
 T = TypeVar("T", bound=str)
 
+MAX_LAYERS = 10_000  # a stray number must not ask for a billion
+LARGEST = 1e30  # of any number in a config.json
 NATIVE = "sconce"  # model_type of a model that no Hugging Face class computes
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu2")
 # Fields of these classes that Sconce's models lack, with the one value that leaves them out.
@@ -212,7 +214,7 @@ def spec_from_config(config: Mapping[str, object]) -> ModelSpec:
         return _native_spec(reader)
     if model_type not in _CLASSES:
         known = ", ".join([*_CLASSES, NATIVE])
-        raise CheckpointError(f"config.json: model_type {model_type!r} is not one Sconce knows ({known})")
+        raise CheckpointError(f"config.json: model_type {in_short(model_type)} is not one Sconce knows ({known})")
     return _hf_spec(reader, _CLASSES[model_type])
 
 
@@ -228,10 +230,10 @@ def _hf_spec(reader: "_Reader", kind: _Class) -> ModelSpec:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=hidden_size,
         intermediate_size=reader.integer("intermediate_size"),
-        num_layers=reader.integer("num_hidden_layers"),
+        num_layers=reader.integer("num_hidden_layers", most=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=reader.integer("num_key_value_heads", num_heads),
-        head_dim=reader.integer("head_dim", hidden_size // num_heads),
+        head_dim=reader.integer("head_dim", hidden_size // num_heads or None),
         max_position_embeddings=reader.integer("max_position_embeddings"),
         norm=kind.norm,
         norm_eps=reader.number(kind.eps_key),
@@ -253,7 +255,7 @@ def _native_spec(reader: "_Reader") -> ModelSpec:
         vocab_size=reader.integer("vocab_size"),
         hidden_size=reader.integer("hidden_size"),
         intermediate_size=reader.integer("intermediate_size"),
-        num_layers=reader.integer("num_layers"),
+        num_layers=reader.integer("num_layers", most=MAX_LAYERS),
         num_heads=reader.integer("num_heads"),
         num_kv_heads=reader.integer("num_kv_heads"),
         head_dim=reader.integer("head_dim"),
@@ -267,21 +269,23 @@ def _native_spec(reader: "_Reader") -> ModelSpec:
         mlp_bias=reader.flag("mlp_bias"),
         rope_theta=reader.number("rope_theta"),
         tie_word_embeddings=reader.flag("tie_word_embeddings"),
-        sliding_window=reader.integer("sliding_window", 0) or None,
+        sliding_window=reader.integer("sliding_window", 0, least=0) or None,
+        attn_dropout=reader.number("attn_dropout", 0.0),
+        residual_dropout=reader.number("residual_dropout", 0.0),
     )
 
 
 def _window(reader: "_Reader") -> int | None:
     """The window of a class that has one, and uses it in every layer or in none."""
     slides = {"mistral": True, "qwen3": reader.flag("use_sliding_window", False)}.get(reader.text("model_type"), False)
-    return reader.integer("sliding_window", 0) or None if slides else None
+    return reader.integer("sliding_window", 0, least=0) or None if slides else None
 
 
 def _check_features(reader: "_Reader", rope: "_Reader", kind: _Class) -> None:
     """Raise CheckpointError for what would make this another model than any spec can say."""
     for key, absent in _LACKING.items():
         if (value := reader.values.get(key)) not in (None, absent):
-            raise CheckpointError(f"config.json: {key} = {value!r}: Sconce's models have no such thing")
+            raise CheckpointError(f"config.json: {key} = {in_short(value)}: Sconce's models have no such thing")
     rope_type = rope.text("rope_type", "default")
     rotary = rope.number("partial_rotary_factor", reader.number("partial_rotary_factor", kind.partial_rotary))
     if rope_type != "default" or rotary != 1.0:
@@ -290,8 +294,9 @@ def _check_features(reader: "_Reader", rope: "_Reader", kind: _Class) -> None:
             "over all of it"
         )
     alike = "full_attention" if _window(reader) is None else "sliding_attention"
-    layers = set(cast(list[str], reader.values.get("layer_types") or [alike]))
-    if alike == "sliding_attention" and reader.integer("max_window_layers", 0) > 0 and kind.qk_norm:
+    listed = reader.values.get("layer_types") or [alike]
+    layers = set(map(str, cast(list[object], listed) if isinstance(listed, list) else [listed]))
+    if alike == "sliding_attention" and reader.integer("max_window_layers", 0, least=0) > 0 and kind.qk_norm:
         layers.add("full_attention")
     if layers != {alike}:
         raise CheckpointError(f"config.json: layer_types {sorted(layers)}: every layer of Sconce's attends alike")
@@ -303,17 +308,17 @@ class _Reader:
     def __init__(self, values: Mapping[str, object]) -> None:
         self.values = values
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1) -> int:
         value = self._get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
-        raise self._wrong(key, value, "an integer")
+        raise self._wrong(key, value, f"an integer from {least} to {most}")
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST:
             return float(value)
-        raise self._wrong(key, value, "a number")
+        raise self._wrong(key, value, f"a number below {LARGEST:g}")
 
     def flag(self, key: str, default: bool | None = None) -> bool:
         value = self._get(key, default)
@@ -343,7 +348,7 @@ class _Reader:
         return default if value is None else value
 
     def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
-        found = "missing" if value is None else f"{value!r}"
+        found = "missing" if value is None else in_short(value)
         return CheckpointError(f"config.json: {key} is {found}; expected {expected}")
 
 

@@ -1,51 +1,73 @@
-"""`sconce checkpoint verify --deep`: reproduce a stored checkpoint's certificate."""
+"""`sconce checkpoint verify --deep`: reproduce stored checkpoints' certificates."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sconce.backend import Hardware, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint, load_folder
-from sconce.config import config_from, micro_batch_size, model_spec, sequence_length
+from sconce.config import config_from_resolved, micro_batch_size, model_spec, sequence_length
 from sconce.data.order import make_order
 from sconce.data.rows import open_train_rows
+from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import DataError
 from sconce.optim import OptimSpec
-from sconce.tokenizer.bpe import load_tokenizer
+from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness, check_certificate
 from sconce.training.recipe import make_compute, mixture_stages
-from sconce.training.show import shards_there
-from sconce.training.tokens import shards_folder
+from sconce.training.tokens import shards_folder, shards_there
 
 
-def verify_deep(folder: Path, hardware: Hardware) -> str:
-    """Load the model of the checkpoint in `folder` and let it meet its certificate; what was found, for people.
+@dataclass(frozen=True, slots=True)
+class DeepResult:
+    """What was found, for people. `compared` is False when a checkpoint of ours has no certificate to reproduce."""
 
-    The checkpoint must stand in its run's folder, whose token shards it needs: DataError when they are not there.
-    Raises CheckpointError when the certificate fails.
-    """
-    loaded = load_folder(folder, verify=False)
-    if loaded.record.certificate is None:
-        return "none in this checkpoint (it was imported)"
-    return check_certificate(_witness(loaded, hardware), loaded)
+    found: str
+    compared: bool
 
 
-def _witness(loaded: LoadedCheckpoint, hardware: Hardware) -> Witness:
-    config = config_from(loaded.run_config, str(loaded.path / "run.json"))
-    tokenizer = load_tokenizer(loaded.path / "tokenizer.json")
-    place = shards_folder(config, loaded.path.resolve().parent.parent, tokenizer)
-    tokens = shards_there(place, tokenizer, loaded)
-    if tokens is None:
-        raise DataError(f"{place}: not the token shards of this checkpoint's run, which its certificate is about")
-    backend = load_backend(hardware)
-    spec = model_spec(config, tokenizer.vocab_size)
-    stages = mixture_stages(config)
-    rows = open_train_rows(tokens, sequence_length(config), config.data.packing, bool(stages))
-    compute = replace(make_compute(config, spec), compile=False)
-    return Witness(
-        learner=backend.learner(spec, OptimSpec(), compute, loaded.weights),
-        device=backend.device(),
-        precision=compute.precision,
-        rows=rows,
-        order=make_order(rows.sizes, stages, config.data.batch_size, config.runtime.seed),
-        micro_batch_size=micro_batch_size(config),
-    )
+class DeepVerifier:
+    """Lets models meet their certificates: one backend, and each folder of token shards hashed once, for all."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        """Raises BackendError when the backend is not here."""
+        self._backend = load_backend(hardware)
+        self._tokens: dict[Path, TokenData] = {}
+
+    def check(self, folder: Path) -> DeepResult:
+        """Load the model of the checkpoint in `folder` and let it meet its certificate.
+
+        The checkpoint must stand in its run's folder, whose token shards it needs: DataError when they are not there
+        or damaged. Raises CheckpointError when the certificate fails.
+        """
+        loaded = load_folder(folder, verify=False)
+        if loaded.record.is_imported:
+            return DeepResult("none, as it was imported: no loss of it was ever measured here", compared=True)
+        if loaded.record.certificate is None:
+            return DeepResult("none in it: neither the model's loss nor its data were compared", compared=False)
+        return DeepResult(check_certificate(self._witness(loaded), loaded), compared=True)
+
+    def _witness(self, loaded: LoadedCheckpoint) -> Witness:
+        config = config_from_resolved(loaded.run_config, str(loaded.path / "run.json"))
+        tokenizer = load_tokenizer(loaded.path / "tokenizer.json")
+        place = shards_folder(config, loaded.path.resolve().parent.parent, tokenizer)
+        tokens = self._open_tokens(place, tokenizer, loaded)
+        stages = mixture_stages(config)
+        rows = open_train_rows(tokens, sequence_length(config), config.data.packing, bool(stages))
+        spec = model_spec(config, tokenizer.vocab_size)
+        compute = replace(make_compute(config, spec), compile=False)
+        return Witness(
+            # Whatever the run's optimizer: a loss takes the weights alone.
+            learner=self._backend.learner(spec, OptimSpec(), compute, loaded.weights),
+            device=self._backend.device(),
+            precision=compute.precision,
+            rows=rows,
+            order=make_order(rows.sizes, stages, config.data.batch_size, config.runtime.seed),
+            micro_batch_size=micro_batch_size(config),
+        )
+
+    def _open_tokens(self, place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint) -> TokenData:
+        if shards_there(place, tokenizer, loaded, verify=False) is None:
+            raise DataError(f"{place}: not the token shards of this checkpoint's run, which its certificate is about")
+        if place not in self._tokens:
+            self._tokens[place] = open_tokens(place)
+        return self._tokens[place]

@@ -1,17 +1,16 @@
 """A checkpoint's Hugging Face files in a folder of their own."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from sconce.checkpoint.load import LoadedCheckpoint, open_checkpoint
-from sconce.checkpoint.stream import MODEL_INDEX, OPTIMIZER
+from sconce.checkpoint.stream import OPTIMIZER, RUN
 from sconce.errors import CheckpointError
 from sconce.files import fsync_file, new_folder, sha256_file
 from sconce.interop.hf import class_for, spec_from_config
 
-BESIDE = (MODEL_INDEX, "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+OURS = (OPTIMIZER, RUN)  # of a checkpoint's files, what other tools know nothing of
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +28,13 @@ def export_checkpoint(place: Path, out: Path, model_type: str | None = None) -> 
     Raises CheckpointError when it is damaged, or no class (not the `model_type` asked for) computes its model;
     SconceError when `out` holds something already.
     """
-    checkpoint = open_checkpoint(place)
-    found = class_for(spec_from_config(json.loads(checkpoint.read("config.json"))), model_type)
-    names = tuple(name for name in checkpoint.record.files if _is_for_others(name))
+    checkpoint = open_checkpoint(place)  # every hash, so that nothing damaged is passed on
+    found = class_for(spec_from_config(checkpoint.table("config.json")), model_type)
+    names = tuple(name for name in checkpoint.record.files if name not in OURS)
     with new_folder(out) as folder:
         for name in names:
             _copy(checkpoint, name, folder / name)
     return Exported(checkpoint.path, found, names)
-
-
-def _is_for_others(name: str) -> bool:
-    return name in BESIDE or (name.endswith(".safetensors") and name != OPTIMIZER)
 
 
 def _copy(checkpoint: LoadedCheckpoint, name: str, target: Path) -> None:

@@ -99,7 +99,6 @@ def _config(job: ImportJob, earlier: EarlierConfig, found: EarlierCheckpoint, sp
     """The whole config; its data.train_shards is empty where nobody knows them."""
     tables = earlier.training(found.step)
     seed: Table = earlier.seed() if found.seed is None else {"seed": found.seed}
-    knows_text = "train_shards" in tables["data"]
     table: dict[str, Table] = {
         **tables,
         "model": {
@@ -119,13 +118,9 @@ def _config(job: ImportJob, earlier: EarlierConfig, found: EarlierCheckpoint, sp
             **earlier.dropout(),
         },
         "tokenizer": {"tokenizer_json": str(job.out.resolve() / "tokenizer" / "tokenizer.json")},
-        "data": {"train_shards": ["unknown"], **tables["data"]},  # whoever trains has to name them
         "runtime": seed,
     }
-    config = config_from(table, str(job.config or found.path))
-    if knows_text:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"train_shards": ()})})
+    return config_from(table, str(job.config or found.path), may_lack=["data.train_shards"])
 
 
 def _write(run: RunFolder, config: RunConfig, found: EarlierCheckpoint, spec: ModelSpec, tokenizer: Tokenizer) -> Path:

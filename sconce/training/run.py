@@ -91,8 +91,9 @@ class RunFolder:
 class Run:
     """A run, ready to take its next update. `step` counts updates done; `best` is (step, held-out loss).
 
-    `rows_sha256` is the chain over the rows of all updates done: see `data.batches.chain_rows`. `resumed_from` is the
-    checkpoint that it was opened at, if any; `yardstick` is what its speed is measured against.
+    `rows_sha256` is the chain over the rows of all updates done here: see `data.batches.chain_rows`. Those that
+    another system did before an import, `imported_steps`, are not in it. `resumed_from` is the checkpoint that it was
+    opened at, if any; `yardstick` is what its speed is measured against.
     """
 
     config: RunConfig
@@ -111,6 +112,7 @@ class Run:
     step: int
     best: tuple[int, float] | None
     rows_sha256: str
+    imported_steps: int
     resumed_from: LoadedCheckpoint | None
     yardstick: Yardstick
 
@@ -186,6 +188,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         step=loaded.record.step if loaded else 0,
         best=loaded.record.best if loaded else None,
         rows_sha256=str(loaded.record.cursor.get("rows_sha256", NO_ROWS)) if loaded else NO_ROWS,
+        imported_steps=loaded.record.imported_steps if loaded else 0,
         resumed_from=loaded,
         yardstick=yardstick,
     )

@@ -31,6 +31,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
             "seed": run.order.seed,
             "rows_consumed": rows,
             "rows_sha256": run.rows_sha256,
+            **({"imported_steps": run.imported_steps} if run.imported_steps else {}),
         },
         best=run.best,
         certificate=certify(run.witness, run.step),

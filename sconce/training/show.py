@@ -4,16 +4,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sconce.checkpoint.load import LoadedCheckpoint, newest_intact
-from sconce.config import RunConfig, config_from, sequence_length
+from sconce.config import RunConfig, config_from_resolved, sequence_length
 from sconce.config.read import read_table
 from sconce.data.prepare import is_current
-from sconce.data.shards import TokenData, open_tokens
+from sconce.data.rows import open_train_rows
+from sconce.data.shards import TokenData
 from sconce.data.show import StepReader
 from sconce.errors import CheckpointError, DataError
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
-from sconce.training.recipe import mixture_stages
+from sconce.training.recipe import make_schedule, mixture_stages
 from sconce.training.run import RunFolder, check_same_run
-from sconce.training.tokens import build_tokens, check_same_tokens, corpus_of, run_tokens, shards_folder
+from sconce.training.tokens import (
+    build_tokens,
+    check_same_tokens,
+    corpus_of,
+    run_tokens,
+    shards_folder,
+    shards_there,
+)
 
 
 def reader_of_run(folder: RunFolder) -> StepReader:
@@ -23,13 +31,13 @@ def reader_of_run(folder: RunFolder) -> StepReader:
     """
     config, tokenizer, loaded = _open_folder(folder)
     place = shards_folder(config, folder.root, tokenizer)
-    tokens = shards_there(place, tokenizer, loaded)
+    tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None:
         raise DataError(
             f"{place}: not the token shards this run trains on: give its config file instead, which makes them of "
             "the text"
         )
-    return _reader(config, tokenizer, tokens)
+    return _reader(config, tokenizer, tokens, loaded)
 
 
 def shards_of_run(folder: RunFolder) -> tuple[Path, Tokenizer]:
@@ -41,9 +49,9 @@ def shards_of_run(folder: RunFolder) -> tuple[Path, Tokenizer]:
 def _open_folder(folder: RunFolder) -> tuple[RunConfig, Tokenizer, LoadedCheckpoint | None]:
     loaded = newest_intact(folder.checkpoints)
     if loaded is not None:
-        config = config_from(loaded.run_config, str(loaded.path / "run.json"))
+        config = config_from_resolved(loaded.run_config, str(loaded.path / "run.json"))
     elif folder.config.is_file():
-        config = config_from(read_table(folder.config), str(folder.config))
+        config = config_from_resolved(read_table(folder.config), str(folder.config))
     else:
         raise CheckpointError(f"{folder.root}: no run here: neither a checkpoint nor {folder.config.name}")
     return config, load_tokenizer(_tokenizer_path(config, folder, loaded)), loaded
@@ -70,11 +78,11 @@ def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
     if loaded is not None:
         check_same_run(config, tokenizer, loaded)
     corpus, place = corpus_of(config), shards_folder(config, folder.root, tokenizer)
-    tokens = shards_there(place, tokenizer, loaded)
+    tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
         tokens = build_tokens(corpus, tokenizer, place, say=lambda _: None)
         check_same_tokens(tokens, loaded)
-    return _reader(config, tokenizer, tokens)
+    return _reader(config, tokenizer, tokens, loaded)
 
 
 def _tokenizer_path(config: RunConfig, folder: RunFolder, loaded: LoadedCheckpoint | None) -> Path:
@@ -85,23 +93,17 @@ def _tokenizer_path(config: RunConfig, folder: RunFolder, loaded: LoadedCheckpoi
     return path if path.is_file() else folder.root / "tokenizer" / "tokenizer.json"  # the folder may have moved
 
 
-def shards_there(place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None) -> TokenData | None:
-    """The shards in `place`, their content unread, if they are of this tokenizer and of the checkpoint's run."""
-    try:
-        tokens = open_tokens(place, verify=False)
-    except DataError:
-        return None
-    same_run = loaded is None or loaded.record.cursor.get("fingerprint") == tokens.fingerprint
-    return tokens if same_run and tokens.tokenizer_sha256 == tokenizer.sha256 else None
-
-
-def _reader(config: RunConfig, tokenizer: Tokenizer, tokens: TokenData) -> StepReader:
+def _reader(config: RunConfig, tokenizer: Tokenizer, tokens: TokenData, loaded: LoadedCheckpoint | None) -> StepReader:
+    seq_len, stages = sequence_length(config), mixture_stages(config)
+    rows = open_train_rows(tokens, seq_len, config.data.packing, bool(stages))
     return StepReader(
         data=tokens,
         tokenizer=tokenizer,
         batch_size=config.data.batch_size,
-        sequence_length=sequence_length(config),
+        sequence_length=seq_len,
         seed=config.runtime.seed,
         packing=config.data.packing,
-        stages=mixture_stages(config),
+        stages=stages,
+        total_steps=make_schedule(config, rows.num_rows).total_steps,
+        imported_steps=0 if loaded is None else loaded.record.imported_steps,
     )

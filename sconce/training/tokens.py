@@ -33,7 +33,7 @@ def run_tokens(
     Raises CheckpointError when the text is no longer that of the checkpoint's run, DataError when it cannot be used.
     """
     corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
-    tokens = _own_tokens(place, loaded)
+    tokens = None if loaded is None else shards_there(place, tokenizer, loaded, verify=True)
     if tokens is None:
         tokens = build_tokens(corpus, tokenizer, place, say=say, workers=workers)
         check_same_tokens(tokens, loaded)
@@ -96,15 +96,16 @@ def shards_folder(config: RunConfig, folder: Path, tokenizer: Tokenizer) -> Path
     return config.data.cache_dir / key[:16]  # several runs may share a cache, each corpus has its own place
 
 
-def _own_tokens(place: Path, loaded: LoadedCheckpoint | None) -> TokenData | None:
-    """What the checkpoint's run was trained on, if it is there and intact."""
-    if loaded is None:
-        return None
+def shards_there(
+    place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None, *, verify: bool
+) -> TokenData | None:
+    """The shards in `place`, if they are of this tokenizer and of the checkpoint's run, and, with `verify`, intact."""
     try:
-        tokens = open_tokens(place)
+        tokens = open_tokens(place, verify)
     except DataError:
         return None
-    return tokens if tokens.fingerprint == loaded.record.cursor.get("fingerprint") else None
+    same_run = loaded is None or loaded.record.cursor.get("fingerprint") == tokens.fingerprint
+    return tokens if same_run and tokens.tokenizer_sha256 == tokenizer.sha256 else None
 
 
 class Announcer:
@@ -138,11 +139,12 @@ def _duration(seconds: float) -> str:
 
 def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
     """Raise CheckpointError if the checkpoint's run, should there be one, was trained on other tokens."""
-    if loaded is None or loaded.record.cursor["fingerprint"] is None:  # None: imported, and goes on with any text
+    expected = None if loaded is None else loaded.record.cursor.get("fingerprint")
+    if loaded is None or expected is None:  # imported: it goes on with any text
         return
-    if loaded.record.cursor["fingerprint"] != tokens.fingerprint:
+    if expected != tokens.fingerprint:
         raise CheckpointError(
             f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
-            f"{loaded.path} has {str(loaded.record.cursor['fingerprint'])[:12]}): the text, its split or the "
+            f"{loaded.path} has {str(expected)[:12]}): the text, its split or the "
             "document rule changed; put the text back, or train in another --run-dir"
         )

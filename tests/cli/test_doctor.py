@@ -3,12 +3,13 @@
 import json
 import os
 import sys
+import time
 
 import pytest
 from commands import sconce
 from tiny import INSTALLED
 
-from sconce.conformance.collect import read_report
+from sconce.conformance.collect import read_report, run_frameworks
 
 NEEDS_BOTH = pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both mlx and torch: pip install 'mlx[cpu]' torch")
 
@@ -70,7 +71,7 @@ def test_a_wrong_mask_is_a_failure_with_its_meaning(tmp_path):
     assert done.returncode == 1
     assert "dropout mask is wrong" in done.stdout
     assert "gradients is wrong" not in done.stdout
-    assert "do not trust training" in done.stdout
+    assert "FAILED: computes wrongly, so do not train with it: --backend" in done.stdout
 
 
 @NEEDS_BOTH
@@ -98,6 +99,18 @@ def test_a_crash_keeps_what_was_done_and_says_where_it_happened():
     (column,) = report.columns
     assert [result.error for result in column.results] == [float("inf")]
     assert not report.passed
+
+
+def test_backends_that_hang_share_one_deadline(tmp_path, monkeypatch):
+    """Two that hang take the time of one, and what was done before is kept."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, time\nif 'sconce.conformance' in str(sys.orig_argv): time.sleep(60)"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    started = time.monotonic()
+    reports = run_frameworks(time_limit=1.0)
+    assert time.monotonic() - started < 15
+    assert [report.fault for report in reports] == ["not done after 1 s, so it was stopped"] * len(INSTALLED)
 
 
 def test_silence_is_a_failure_too():

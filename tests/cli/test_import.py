@@ -41,6 +41,9 @@ def test_an_imported_run_generates_and_trains_on(imported, backend):
     done = sconce(*train, "--backend", backend, "--stop-at", 9, cwd=root)
     assert done.returncode == 0, done.stderr
     assert checkpoints(root / "run")[-1] == "step-00000009"
+    for step, remarked in ((7, True), (8, False)):  # also after the imported checkpoint itself is gone
+        shown = sconce("data", "show", "run", "--step", step, cwd=root)
+        assert ("steps 1 to 7 were done before the import" in shown.stdout) == remarked
     done = sconce(*train, "--backend", backend, cwd=root)
     assert done.returncode == 0, done.stderr
     assert checkpoints(root / "run")[-1] == "step-00000012"

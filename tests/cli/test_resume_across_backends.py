@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from commands import SMALL, overrides, records, sconce, write_corpus
+from commands import SMALL, overrides, records, write_corpus
+from commands import sconce_here as sconce
 from tiny import INSTALLED
 
 pytestmark = pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both mlx and torch: pip install 'mlx[cpu]' torch")

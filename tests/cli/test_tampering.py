@@ -6,7 +6,8 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import checkpoints, overrides, records, sconce, write_corpus
+from commands import checkpoints, edit, overrides, records, sign, write_corpus
+from commands import sconce_here as sconce
 from safetensors.numpy import load_file, save_file
 
 STEP = "step-00000040"
@@ -57,24 +58,6 @@ def small():
         "runtime.checkpoint.save_best=false",
         "runtime.evaluation.every_n_steps=100",
     )
-
-
-def sign(folder):
-    """Make a checkpoint's manifest agree with its files again: no hash can tell any more."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["sha256"]
-    for name, file in manifest["files"].items():
-        content = (folder / name).read_bytes()
-        file.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-    manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(manifest))
-
-
-def edit(path, change):
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 def flip(path):
@@ -225,12 +208,39 @@ CERTIFIED = {
 }
 
 
+# Why a run must not go on from there: what would be wrong with everything it makes afterwards.
+WHY = {
+    "a bit of the weights": "one weight is not what training made it, and the result would not be this run's",
+    "a bit of the moments": "the next updates would step elsewhere, with weights that look right",
+    "weights cut short": "tensors would be missing or read from beyond the file's end",
+    "moments gone": "an optimizer that begins anew in the middle of a run is another run",
+    "moments of another run": "names and shapes fit, so that nothing but the hash tells",
+    "a checkpoint's tokenizer edited": "ids would mean other text than the model learned",
+    "a checkpoint's config edited": "the check of what a run may change would compare with a lie",
+    "a checkpoint's step edited": "learning rate, rows and bias correction follow from the step",
+    "a checkpoint renamed": "the name promises a step, by which the newest is chosen",
+    "the run's tokenizer swapped": "new text would become other ids than the model learned",
+    "tokens of another run": "the rows still to come would not be of this run's text",
+    "a shard and its text edited": "rows would differ from those that the order promised, with nothing to restore them",
+    "another checkpoint in its place": "it is whole and true, but of another run",
+    "weights of another run": "they fit and their hashes agree: only what they compute tells",
+    "two matrices swapped": "same shape, same values in all, another function",
+    "two layers swapped": "same shape, same values in all, another function",
+    "one row of the embedding zeroed": "a token is forgotten, and the loss hides it in a mean",
+    "a norm off by a thousandth": "the least that a wrong conversion would do",
+    "a setting changed on both sides": "the config agrees with itself, and the model is another",
+    "the seed changed on both sides": "rows would be repeated and others never seen",
+    "tokens shifted and vouched for": "every hash agrees, and the text is another",
+}
+
+
 @pytest.mark.parametrize("way", {**HASHED, **CERTIFIED})
 def test_it_is_caught(place, way):
+    """What `way` names was done to the run's folder: the run stops before its first update, for the reason in WHY."""
     tamper, says = {**HASHED, **CERTIFIED}[way]
     tamper(place)
     done = train(place, "--resume")
-    assert done.returncode == 2, done.stdout
+    assert done.returncode == 2, f"{WHY[way]}\n{done.stdout}"
     said = done.stdout + done.stderr
     assert says in said
     assert len(done.stderr.splitlines()) == 1
@@ -239,12 +249,14 @@ def test_it_is_caught(place, way):
 
 
 def test_what_was_not_tampered_with_goes_on(place):
+    """Else the cases above would prove nothing: a copy in another place is still the same run."""
     done = train(place, "--resume")
     assert done.returncode == 0, done.stderr
     assert "certificate: the next micro-batch has the loss it had" in done.stdout
 
 
 def test_without_the_certificate_it_goes_on_and_says_so(place):
+    """Two layers swapped, every hash made to agree: the certificate alone stops it, and may be given up knowingly."""
     CERTIFIED["two layers swapped"][0](place)
     done = train(place, "--resume", "--no-certificate")
     assert done.returncode == 0, done.stderr
@@ -252,6 +264,7 @@ def test_without_the_certificate_it_goes_on_and_says_so(place):
 
 
 def test_verify_deep_reproduces_the_certificate(place):
+    """One token's embedding zeroed, every hash made to agree: a backup would be kept that is not this model."""
     path = place / "run" / "checkpoints" / STEP
     done = sconce("checkpoint", "verify", path, "--deep", "--backend", "cpu")
     assert done.returncode == 0, done.stderr
@@ -264,6 +277,7 @@ def test_verify_deep_reproduces_the_certificate(place):
 
 
 def test_verify_deep_without_the_tokens_says_so(place):
+    """The token shards are gone: with nothing to compare on, it must not say that all is well."""
     shutil.rmtree(place / "run" / "data")
     done = sconce("checkpoint", "verify", place / "run" / "checkpoints" / STEP, "--deep", "--backend", "cpu")
     assert done.returncode == 2

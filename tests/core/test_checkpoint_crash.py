@@ -169,7 +169,7 @@ def test_a_state_that_fails_half_way_leaves_nothing(tmp_path):
         yield from [(name, value(name, shape, 3)) for name, shape in state_names(SPEC, OptimSpec())][:5]
         raise KeyboardInterrupt
 
-    facts = Checkpoint(step=3, tokens=3, cursor={}, best=None, backend="", precision="", versions={}, hardware={})
+    facts = Checkpoint(step=3, tokens=3, cursor={}, best=None, backend="", precision="fp32", versions={}, hardware={})
     with pytest.raises(KeyboardInterrupt):
         store.save(failing(), state_names(SPEC, OptimSpec()), facts, files={}, is_best=False)
     assert_whole(store, {2})

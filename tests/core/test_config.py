@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sconce.config import (
     config_from,
+    config_from_resolved,
     differences,
     dump_toml,
     load_config,
@@ -167,6 +168,9 @@ def test_all_faults_come_together_and_no_consequence_of_one_is_reported(tmp_path
         ({"optimizer": {"algorithm": "adagrad"}}, "expected one of adam_w"),
         ({"optimizer": {"momentum": 0.9}}, "would do nothing with algorithm adam_w; it is for sgd, muon"),
         ({"optimizer": {"algorithm": "sgd", "beta2": 0.9}}, "would do nothing with algorithm sgd"),
+        ({"optimizer": {"algorithm": "sgd", "beta1": 0.9}}, "optimizer.beta1: would do nothing with algorithm sgd"),
+        ({"optimizer": {"algorithm": "lion", "epsilon": 1e-8}}, "optimizer.epsilon: would do nothing"),
+        ({"scheduler": {"strategy": "constant", "min_lr": 1e-5}}, "scheduler.min_lr: would do nothing"),
         ({"optimizer": {"algorithm": "lion", "epsilon": 1e-6}}, "would do nothing with algorithm lion"),
         ({"model": {"attn_dropout": 1.0}}, "expected"),
     ],
@@ -336,6 +340,26 @@ def test_a_resolved_config_is_a_config(algorithm):
     config = config_from({**MINIMAL, "optimizer": {"algorithm": algorithm}}, "here", [])
     resolved = to_json(config)
     assert to_json(config_from(resolved, "there", [])) == resolved
-    assert resolved["optimizer"]["momentum"] == {"sgd": 0.9, "muon": 0.95}.get(algorithm)
+    assert resolved["optimizer"].get("momentum") == {"sgd": 0.9, "muon": 0.95}.get(algorithm)
     expected = {"sgd": None, "lion": 0.99}.get(algorithm, 0.95)
-    assert resolved["optimizer"]["beta2"] == expected
+    assert resolved["optimizer"].get("beta2") == expected
+
+
+@pytest.mark.parametrize("algorithm", ["adam_w", "adam", "sgd", "lion", "muon"])
+def test_what_is_written_for_people_can_be_read_again(algorithm, tmp_path):
+    """A default that does nothing is refused where it is given, so no file of ours may give it."""
+    config = config_from({**MINIMAL, "optimizer": {"algorithm": algorithm}}, "here", [])
+    path = tmp_path / "training.toml"
+    path.write_text(dump_toml(config, "", tmp_path))
+    assert differences(to_json(config), to_json(load_config(path))) == []
+
+
+def test_a_resolved_config_may_hold_defaults_that_do_nothing():
+    """As the records of older checkpoints do."""
+    config = config_from({**MINIMAL, "optimizer": {"algorithm": "sgd"}}, "here", [])
+    table = to_json(config)
+    table["optimizer"] |= {"beta1": 0.9, "beta2": None, "epsilon": 1e-8}
+    assert to_json(config_from_resolved(table, "run.json")) == to_json(config)
+    table["optimizer"]["beta1"] = 0.8
+    with pytest.raises(ConfigError, match=r"run\.json: optimizer\.beta1: would do nothing"):
+        config_from_resolved(table, "run.json")

@@ -72,7 +72,7 @@ def reader(home):
     tokenizer = load_tokenizer(home / "tokenizer/tokenizer.json")
     data = prepare(corpus, tokenizer, home / "shards", shard_tokens=700)
     assert len(data.manifest.shards) > 5  # rows and documents then lie across shard borders
-    return StepReader(data=data, tokenizer=tokenizer, batch_size=BATCH, sequence_length=SEQ, seed=7)
+    return StepReader(data=data, tokenizer=tokenizer, batch_size=BATCH, sequence_length=SEQ, seed=7, total_steps=100)
 
 
 def tokens_of(row):

@@ -177,6 +177,8 @@ OPTIMIZER = {
     "no list": (lambda t: t.pop("parameters"), "parameters is missing"),
     "text": (lambda t: entry(t, "final_norm.weight").update(first_moment=["x"]), "optimizer.json: not the JSON"),
     "a table": (lambda t: entry(t, "final_norm.weight").update(first_moment=[{}]), "optimizer.json: not the JSON"),
+    "a huge number": (lambda t: entry(t, "final_norm.weight").update(first_moment=[10**400] * 16), "not the JSON"),
+    "a huge step": (lambda t: t.update(step=2**40), r"step is 1099511627776; expected a whole number below 2\*\*40"),
     "another step": (lambda t: t.update(step=3), "step 3, and manifest.json says 7"),
 }
 

@@ -77,7 +77,9 @@ def write(tokenizer, tmp_path):
             eos_id=tokenizer.eos_id,
             pad_id=tokenizer.pad_id,
         )
-        facts = Checkpoint(step=1, tokens=0, cursor={}, best=None, backend="", precision="", versions={}, hardware={})
+        facts = Checkpoint(
+            step=1, tokens=0, cursor={}, best=None, backend="", precision="fp32", versions={}, hardware={}
+        )
         store = CheckpointStore(tmp_path / "checkpoints", keep=1, **options)
         return spec, store.save(state, state_names(spec, OptimSpec()), facts, files=files, is_best=False)
 
