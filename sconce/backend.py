@@ -103,10 +103,40 @@ class Pending(Protocol):
 
 
 class Decoder(Protocol):
-    """Incremental inference over a key/value cache of fixed capacity."""
+    """Incremental inference over a key/value cache. Each row is a sequence of its own, at its own length."""
 
-    def feed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Append (batch, n) token ids; return the logits after the last of them, float32 (batch, vocab)."""
+    def feed(
+        self, tokens: NDArray[np.int32], *, first_row: int = 0, lengths: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Append (batch, n) token ids to the rows from `first_row` on; float32 logits (batch, vocab) after the last.
+
+        With `lengths` (batch,) only so many of a row's tokens count and the rest are padding, for which there must be
+        room too; a row of which none counts has logits that mean nothing.
+        """
+        ...
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes what row `source` is."""
+        ...
+
+    def clear(self, first_row: int = 0) -> None:
+        """Forget the rows from `first_row` on; with the last of them the cache's memory goes too."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """A model alone, on one device: no optimizer, and weights in the compute precision."""
+
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Next-token logits at every position: (batch, n) ids to float32 (batch, n, vocab)."""
+        ...
+
+    def score(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Per-token loss (batch, seq), 0 where the target is -1; and where the likeliest token is the target."""
+        ...
+
+    def decoder(self, rows: int, max_len: int) -> Decoder:
+        """A fresh decoder for up to `rows` sequences of up to `max_len` tokens."""
         ...
 
 
@@ -128,7 +158,7 @@ class Learner(Protocol):
         ...
 
     def decoder(self, rows: int, max_len: int) -> Decoder:
-        """A fresh decoder over the present weights for `rows` sequences of up to `max_len` tokens."""
+        """A fresh decoder over a copy of the present weights for up to `rows` sequences of up to `max_len` tokens."""
         ...
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -172,6 +202,10 @@ class Backend(Protocol):
 
     def matmul_seconds(self, precision: Precision, size: int, repeats: int) -> float:
         """Seconds for `repeats` products of two (size, size) matrices, until the device has done them."""
+        ...
+
+    def language_model(self, spec: ModelSpec, run: ComputeOptions, weights: TensorSource) -> LanguageModel:
+        """The model with these weights, by parameter name (no "model/" prefix), to be used as it is."""
         ...
 
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> Learner:

@@ -1,32 +1,151 @@
 """`sconce generate`: let a checkpoint write."""
 
+import json
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sconce_cli.options import BackendOption, Hardware
+from sconce_cli.options import BackendOption, Dtype, DtypeOption, Hardware, ModelArgument, QuietOption
+
+if TYPE_CHECKING:
+    from sconce.generation.engine import Figures
+    from sconce.generation.model import Completion, Prompt, TextModel
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A run folder (its latest checkpoint) or a checkpoint folder.")],
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue; empty starts a document.")] = "",
+    checkpoint: ModelArgument,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="Text to continue; empty starts a document. Repeat for several at once."),
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option("--prompt-file", metavar="FILE", help="Read the prompt from a file; - is stdin.")
+    ] = None,
+    each_line: Annotated[bool, typer.Option("--each-line", help="Every line of --prompt-file is a prompt.")] = False,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Continuations of each prompt.")] = 1,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1)] = 200,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Candidates at each token; 0 for all.")] = 50,
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Probability the candidates hold.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", min=0.0, max=1.0, help="Least probability, as a share of the likeliest's.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="Above 1: avoid tokens that were there already.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="End before this text. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed draws the same tokens.")] = 0,
+    logprobs: Annotated[
+        int, typer.Option("--logprobs", min=0, max=20, help="With --json: so many alternatives of each token.")
+    ] = 0,
+    dtype: DtypeOption = Dtype.fp32,
     backend: BackendOption = Hardware.auto,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a continuation, with every token's log-probability.")
+    ] = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Let a trained checkpoint continue a prompt."""
+    """Let a trained checkpoint continue a prompt, or several at once."""
+    from sconce.generation.engine import Figures
+    from sconce.generation.model import Prompt, load_model
     from sconce.generation.sampling import Sampling
-    from sconce.generation.text import continue_text
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    pieces = continue_text(
-        checkpoint, prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, hardware=backend.value
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
     )
-    typer.echo(prompt, nl=False)
-    for piece in pieces:
-        typer.echo(piece, nl=False)
-    typer.echo()
+    if logprobs and not as_json:
+        raise typer.BadParameter("--logprobs needs --json: plain text has no place for them")
+    prompts = [
+        Prompt(
+            text=text,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=seed,
+            choice=choice,
+            stop=tuple(stop or ()),
+            alternatives=logprobs if as_json else None,
+        )
+        for text in _texts(prompt or [], prompt_file, each_line)
+        for choice in range(samples)
+    ]
+    started = time.perf_counter()
+    model, device = load_model(checkpoint, hardware=backend.value, precision=dtype.value)
+    if not quiet:
+        seconds = time.perf_counter() - started
+        place = f"{device.kind} through {device.backend}, {dtype.value}"
+        typer.echo(f"{model.path.name}: {model.spec.num_params:,} parameters, {place}, in {seconds:.1f} s", err=True)
+    figures = Figures()
+    if as_json:
+        _print_json(model, prompts, figures)
+    else:
+        _print_text(model, prompts, figures)
+    if not quiet:
+        typer.echo(_speed(figures), err=True)
+
+
+def _texts(prompts: Sequence[str], file: Path | None, each_line: bool) -> list[str]:
+    if file is None:
+        if each_line:
+            raise typer.BadParameter("--each-line needs --prompt-file")
+        return list(prompts) or [""]
+    if prompts:
+        raise typer.BadParameter("give either --prompt or --prompt-file")
+    from sconce.errors import DataError
+
+    try:
+        text = sys.stdin.buffer.read().decode() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}") from None
+    texts = text.splitlines() if each_line else [text]
+    if not texts:
+        raise DataError(f"{file}: no line in it, so no prompt")
+    return texts
+
+
+def _print_text(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> None:
+    """One continuation as it comes; several when all are there."""
+    if len(prompts) == 1:
+        model.request(prompts[0])  # a prompt that is refused must not have been printed
+        typer.echo(str(prompts[0].text), nl=False)
+        for piece in model.stream(prompts, figures):
+            typer.echo(piece.text, nl=False)
+        typer.echo()
+        return
+    for number, (prompt, done) in enumerate(zip(prompts, model.complete(prompts, figures), strict=True), 1):
+        typer.echo(f"=== {number} of {len(prompts)}")
+        typer.echo(f"{prompt.text}{done.text}")
+
+
+def _print_json(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> None:
+    for prompt, done in zip(prompts, model.complete(prompts, figures), strict=True):
+        typer.echo(json.dumps(_record(prompt, done), ensure_ascii=False))
+
+
+def _record(prompt: "Prompt", done: "Completion") -> dict[str, object]:
+    tokens: list[dict[str, object]] = []
+    for token in done.tokens:
+        tokens.append({"id": token.id, "text": token.text, "logprob": token.logprob})
+        if prompt.alternatives:
+            tokens[-1]["alternatives"] = [{"text": text, "logprob": p} for text, p in token.alternatives]
+    return {
+        "prompt": prompt.text,
+        "text": done.text,
+        "finish_reason": done.finish,
+        "prompt_tokens": done.prompt_tokens,
+        "seed": prompt.seed,
+        "sample": prompt.choice,
+        "tokens": tokens,
+    }
+
+
+def _speed(figures: "Figures") -> str:
+    read = f"prompt {figures.prompt_tokens:,} tokens, {figures.prompt_tokens / figures.prompt_seconds:,.0f} tok/s"
+    if not figures.new_tokens:
+        return read
+    return f"{read}; new {figures.new_tokens:,} tokens, {figures.new_tokens / figures.new_seconds:,.0f} tok/s"

@@ -8,15 +8,18 @@ import typer
 from sconce.errors import SconceError
 from sconce_cli import (
     bench,
+    chat,
     checkpoint,
     config,
     data,
     doctor,
+    eval,
     export,
     generate,
     import_,
     orchestrate,
     plan,
+    serve,
     tokenizer,
     train,
 )
@@ -32,6 +35,9 @@ app.command()(train.train)
 app.command()(plan.plan)
 app.command()(bench.bench)
 app.command()(generate.generate)
+app.command("eval")(eval.eval_)
+app.command()(chat.chat)
+app.command()(serve.serve)
 app.command()(doctor.doctor)
 app.command("import")(import_.import_)
 app.command()(export.export)

@@ -16,8 +16,20 @@ class Hardware(StrEnum):
     cpu = "cpu"
 
 
+class Dtype(StrEnum):
+    """What to compute in; weights are held in it too."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 BackendOption = Annotated[
     Hardware, typer.Option("--backend", help="auto: MLX on Apple Silicon, else CUDA, else the CPU.")
+]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Of weights, activations and the key/value cache.")]
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder (its latest checkpoint) or a checkpoint folder.")
 ]
 OverrideOption = Annotated[
     list[str] | None,

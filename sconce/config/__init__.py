@@ -3,6 +3,7 @@
 from sconce.config.docs import reference as reference
 from sconce.config.load import config_from as config_from
 from sconce.config.load import config_from_resolved as config_from_resolved
+from sconce.config.load import config_from_tables as config_from_tables
 from sconce.config.load import load_config as load_config
 from sconce.config.resolve import Difference as Difference
 from sconce.config.resolve import beta2 as beta2

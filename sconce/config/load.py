@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,13 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     table = read_table(path)
     absolutize(table, path.resolve().parent)
     return config_from(table, str(path), overrides)
+
+
+def config_from_tables(tables: Mapping[str, object], overrides: Sequence[str] = ()) -> RunConfig:
+    """A config from nested tables, whose paths are relative to the working directory. Raises as `load_config`."""
+    table: Table = copy.deepcopy(dict(tables))
+    absolutize(table, Path.cwd())
+    return config_from(table, "config", overrides)
 
 
 def config_from(

@@ -1,15 +1,13 @@
-"""The generate loop: prefill the prompt once, then one token at a time over the decoder's cache."""
+"""One sequence of token ids, for who has no use for text."""
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
-from sconce.backend import Learner
-from sconce.generation.sampling import Sampling, sample_token
+from sconce.generation.engine import Decodes, Engine, Request
+from sconce.generation.sampling import Sampling
 
 
 def generate(
-    learner: Learner,
+    model: Decodes,
     prompt: Sequence[int],
     *,
     max_tokens: int,
@@ -18,12 +16,10 @@ def generate(
     stop_id: int | None = None,
 ) -> Iterator[int]:
     """Token ids that continue `prompt` (at least one id), ending at `stop_id` or after `max_tokens`."""
-    rng = np.random.default_rng(seed)
-    decoder = learner.decoder(rows=1, max_len=len(prompt) + max_tokens)
-    fed = np.array([prompt], np.int32)
-    for _ in range(max_tokens):
-        token = sample_token(decoder.feed(fed)[0], sampling, rng)
-        if token == stop_id:
-            return
-        yield token
-        fed = np.array([[token]], np.int32)
+    engine = Engine(model, rows=1, max_len=len(prompt) + max_tokens)
+    stop_ids = frozenset(() if stop_id is None else (stop_id,))
+    engine.add(Request(prompt=prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop_ids=stop_ids))
+    while not engine.idle:
+        for event in engine.step():
+            if event.token is not None:
+                yield event.token

@@ -1,48 +1,46 @@
-"""Text out of a checkpoint."""
+"""Text out of tokens as they come."""
 
-from collections.abc import Iterator
-from pathlib import Path
+import codecs
+from collections.abc import Sequence
 
-from sconce.backend import ComputeOptions, Hardware, load_backend
-from sconce.checkpoint.load import open_checkpoint
-from sconce.errors import DataError
-from sconce.generation.generate import generate
-from sconce.generation.sampling import Sampling
-from sconce.interop.hf import spec_from_config
-from sconce.optim import OptimSpec
-from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
+from sconce.tokenizer.bpe import Tokenizer
 
 
-def continue_text(
-    place: Path, prompt: str, *, max_tokens: int, sampling: Sampling, seed: int, hardware: Hardware
-) -> Iterator[str]:
-    """Pieces of text that continue `prompt`, from the checkpoint at `place` (or the latest of that run).
+class TextStream:
+    """Tokens to text: whole characters only, and nothing that may be the start of a stop string."""
 
-    Ends after `max_tokens`, where a document ends, or at the model's last position. Raises CheckpointError when
-    there is no intact checkpoint, and DataError for a prompt that fills every position.
-    """
-    checkpoint = open_checkpoint(place)
-    tokenizer = load_tokenizer(checkpoint.path / "tokenizer.json")
-    spec = spec_from_config(checkpoint.table("config.json"))
-    ids = tokenizer.encode(prompt) or [tokenizer.eos_id]
-    room = spec.max_position_embeddings - len(ids)
-    if room < 1:
-        raise DataError(f"the prompt is {len(ids)} tokens long; the model has {spec.max_position_embeddings} positions")
-    learner = load_backend(hardware).learner(spec, OptimSpec(), ComputeOptions(), checkpoint.weights)
-    tokens = generate(
-        learner, ids, max_tokens=min(max_tokens, room), sampling=sampling, seed=seed, stop_id=tokenizer.eos_id
-    )
-    return _pieces(tokenizer, tokens)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self._tokenizer = tokenizer
+        self._stop = tuple(text for text in stop if text)
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def push(self, token: int) -> str:
+        """The text that is certain after one more token; `stopped` when a stop string, left out, has ended it."""
+        assert not self.stopped
+        return self._release(self._utf8.decode(self._tokenizer.token_text(token)))
+
+    def finish(self) -> str:
+        """What is left at the end; half a character becomes U+FFFD."""
+        if self.stopped:
+            return ""
+        text = self._release(self._utf8.decode(b"", final=True))
+        held, self._held = self._held, ""
+        return text if self.stopped else text + held
+
+    def _release(self, text: str) -> str:
+        self._held += text
+        found = [index for stop in self._stop if (index := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._held[: min(found)]
+        certain = len(self._held) - max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        text, self._held = self._held[:certain], self._held[certain:]
+        return text
 
 
-def _pieces(tokenizer: Tokenizer, tokens: Iterator[int]) -> Iterator[str]:
-    written: list[int] = []
-    shown = ""
-    for token in tokens:
-        written.append(token)
-        text = tokenizer.decode(written)
-        # A token may end inside a character, which decodes to a replacement mark until its rest has come.
-        if not text.endswith("\ufffd"):
-            yield text[len(shown) :]
-            shown = text
-    yield tokenizer.decode(written)[len(shown) :]
+def _overlap(text: str, stop: str) -> int:
+    """How many of the last characters of `text` are the first ones of `stop`."""
+    longest = min(len(text), len(stop) - 1)
+    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)

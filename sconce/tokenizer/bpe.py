@@ -67,6 +67,16 @@ class Tokenizer:
         """Text of `ids`; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=skip_special)
 
+    def token_text(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that an id stands for, maybe part of a character; none for special and unused ids."""
+        return self._texts.get(token_id, b"")
+
+    @cached_property
+    def _texts(self) -> dict[int, bytes]:
+        added = self._bpe.get_added_tokens_decoder()
+        texts = {token_id: _spelled(token) for token, token_id in self._vocab.items() if token_id not in added}
+        return texts | {token_id: token.content.encode() for token_id, token in added.items() if not token.special}
+
     @cached_property
     def token_bytes(self) -> NDArray[np.int32]:
         """UTF-8 bytes that each id stands for, (vocab_size,); 0 for special tokens and unused ids."""
@@ -188,6 +198,21 @@ class _Seen:
             self.utf8_bytes += len(raw)
             self.digest.update(raw + b"\0")
             yield text
+
+
+def _spelled(token: str) -> bytes:
+    """The bytes of a token in which each character stands for one (GPT-2's byte-level alphabet)."""
+    return bytes(_BYTES[character] for character in token)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Printable Latin-1 characters are their own byte; the other bytes are the characters from U+0100 on, in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
 
 
 def _parse(path: Path, content: bytes) -> tokenizers.Tokenizer:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sconce.errors import CheckpointError, ConfigError
 from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling, sample_token
 
@@ -23,11 +24,26 @@ def frequencies(sampling, draws=20000):
         (Sampling(temperature=1.0, top_k=0, top_p=0.8), [4 / 7, 2 / 7, 1 / 7, 0, 0]),
         (Sampling(temperature=1.0, top_k=0, top_p=0.5), [1, 0, 0, 0, 0]),
         (Sampling(temperature=0.0), [1, 0, 0, 0, 0]),
+        (Sampling(temperature=1.0, top_k=0, top_p=0.0), [1, 0, 0, 0, 0]),
+        (Sampling(temperature=1.0, top_k=0, min_p=0.2), [4 / 7, 2 / 7, 1 / 7, 0, 0]),  # at least a fifth of 0.5
+        (Sampling(temperature=1.0, top_k=4), np.array([8, 4, 2, 1, 0]) / 15),  # of two alike the lower id
+        (Sampling(temperature=1e-300, top_k=0), [1, 0, 0, 0, 0]),
     ],
 )
 def test_frequencies(sampling, expected):
     # 20000 draws: four standard deviations of the likeliest are 0.014
     np.testing.assert_allclose(frequencies(sampling), expected, atol=0.014)
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0}])
+def test_values_out_of_range_are_refused(options):
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Sampling(**options)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    with pytest.raises(CheckpointError, match="not finite"):
+        sample_token(np.array([0, np.nan], np.float32), Sampling(), np.random.default_rng(0))
 
 
 class CountingLearner:
@@ -40,9 +56,12 @@ class CountingLearner:
         self.max_len = max_len
         return self
 
-    def feed(self, tokens):
+    def feed(self, tokens, first_row=0, lengths=None):
         self.fed.append(tokens[0].tolist())
         return np.eye(100, dtype=np.float32)[[tokens[0, -1] + 1]]
+
+    def clear(self, first_row=0):
+        pass
 
 
 def test_generate_prefills_once_then_feeds_one_token_at_a_time():

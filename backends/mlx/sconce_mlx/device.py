@@ -13,6 +13,7 @@ from sconce.backend import ComputeOptions, DeviceInfo, Precision, TensorSource
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.blas import preload_openblas
+from sconce_mlx.inference import MLXLanguageModel
 from sconce_mlx.learner import MLXLearner
 from sconce_mlx.memory import out_of_memory
 from sconce_mlx.model import DTYPES
@@ -58,6 +59,10 @@ class MLXBackend:
         for _ in range(repeats):
             mx.eval(a @ b)
         return time.perf_counter() - started
+
+    def language_model(self, spec: ModelSpec, run: ComputeOptions, weights: TensorSource) -> MLXLanguageModel:
+        """The model, to be used as it is."""
+        return MLXLanguageModel(spec, run, weights)
 
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> MLXLearner:
         """A learner at step 0."""

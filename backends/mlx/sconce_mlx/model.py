@@ -11,7 +11,7 @@ from mlx.nn.utils import checkpoint
 
 from sconce.backend import ComputeOptions
 from sconce.spec import ModelSpec
-from sconce_mlx.attention import BLOCKED_FROM, attend_in_blocks, mask_of, visible
+from sconce_mlx.attention import BLOCKED_FROM, attend_in_blocks, mask_of
 from sconce_mlx.dropout import drop
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
@@ -114,15 +114,6 @@ class Attention(nn.Module):
     def merge(self, out_BNTD: mx.array) -> mx.array:
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.swapaxes(1, 2).flatten(2))
-
-    def attend_cached(self, q_BNTD: mx.array, k_BKSD: mx.array, v_BKSD: mx.array) -> mx.array:
-        """Causal attention of the last T positions over all S, (B, N, T, D)."""
-        seen, length = k_BKSD.shape[2], q_BNTD.shape[2]
-        mask = (
-            "causal" if self.window is None else visible(mx.arange(seen - length, seen), mx.arange(seen), self.window)
-        )
-        scale = self.head_dim**-0.5
-        return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKSD, v_BKSD, scale=scale, mask=mask)
 
     def __call__(self, x_BTH: mx.array, context: Context) -> mx.array:
         q, k, v = self.project(x_BTH, offset=0)

@@ -1,45 +1,196 @@
-"""Incremental inference in PyTorch: a preallocated key/value cache around the model's own layers."""
+"""Incremental inference in PyTorch: the model's layers with joined matrices, around a key/value cache."""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
-from sconce_torch.model import Attention, Block, Model, visible
+from sconce_torch.cache import Cache
+from sconce_torch.model import Block, Linear, Model
+
+
+class Joined(NamedTuple):
+    """Linear layers over the same input as one: weights below each other, in the compute dtype."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def join(dtype: torch.dtype, *linears: Linear) -> Joined:
+    """A copy of `linears` as one layer."""
+    weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)
+    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+    return Joined(weight, torch.cat(biases).to(dtype) if biases else None)
+
+
+class Layer(NamedTuple):
+    """A block, ready to decode: few and large operations, for at one token each of them costs its launch."""
+
+    attention_norm: nn.Module
+    qkv: Joined
+    q_norm: nn.Module
+    k_norm: nn.Module
+    out: Joined
+    mlp_norm: nn.Module
+    up: Joined
+    down: Joined
+
+
+def make_layer(block: Block, dtype: torch.dtype) -> Layer:
+    """The block's weights, copied and joined."""
+    attention, mlp = block.self_attn, block.mlp
+    gated = () if mlp.gate_proj is None else (mlp.gate_proj,)
+    return Layer(
+        attention_norm=block.input_layernorm,
+        qkv=join(dtype, attention.q_proj, attention.k_proj, attention.v_proj),
+        q_norm=attention.q_norm,
+        k_norm=attention.k_norm,
+        out=join(dtype, attention.o_proj),
+        mlp_norm=block.post_attention_layernorm,
+        up=join(dtype, *gated, mlp.up_proj),
+        down=join(dtype, mlp.down_proj),
+    )
+
+
+class DecodeWeights:
+    """What a decoder multiplies by, in the compute dtype; norms stay the model's own, float32."""
+
+    def __init__(self, model: Model, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.dtype = model.dtype
+        blocks = [block for block in model.model.layers if isinstance(block, Block)]
+        self.layers = [make_layer(block, model.dtype) for block in blocks]
+        self.embedding = model.model.embed_tokens.weight.detach().to(model.dtype)
+        self.norm = model.model.norm
+        self.head = self.embedding if model.lm_head is None else model.lm_head.weight.detach().to(model.dtype)
+        self.activation = blocks[0].mlp.activation
+        self.cos_TD, self.sin_TD = blocks[0].self_attn.rope.cos_TD, blocks[0].self_attn.rope.sin_TD
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.embedding.device
 
 
 class TorchDecoder:
-    """Owns the cache, (rows, num_kv_heads, max_len, head_dim) a layer, and how much of it is filled."""
+    """Decodes rows of different lengths at once."""
 
-    def __init__(self, model: Model, spec: ModelSpec, rows: int, max_len: int) -> None:
-        self.model = model
-        self.filled = 0
-        self.window = spec.sliding_window
-        shape = (2, rows, spec.num_kv_heads, max_len, spec.head_dim)
-        device = model.model.embed_tokens.weight.device
-        self.cache = [torch.empty(shape, dtype=model.dtype, device=device) for _ in range(spec.num_layers)]
+    def __init__(
+        self, model: Model, spec: ModelSpec, rows: int, max_len: int, weights: DecodeWeights | None = None
+    ) -> None:
+        """`weights` spares making a copy of the model's."""
+        self.max_rows = rows
+        self.weights = DecodeWeights(model, spec) if weights is None else weights
+        self.spec = spec
+        self.cache = Cache(spec, self.weights.dtype, self.weights.device, max_len)
 
-    def feed(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Append (rows, n) tokens; float32 logits (rows, V) after the last."""
-        with torch.inference_mode():
-            x_BTH = self.model.embed(torch.tensor(tokens, device=self.cache[0].device))
-            for block, cache in zip(self.model.model.layers, self.cache, strict=True):
-                assert isinstance(block, Block)
-                x_BTH = x_BTH + self._attend(block.self_attn, block.input_layernorm(x_BTH), cache)
-                x_BTH = x_BTH + block.mlp(block.post_attention_layernorm(x_BTH))
-            self.filled += tokens.shape[1]
-            return self.model.head(x_BTH[:, -1]).float().cpu().numpy()
+    @torch.inference_mode()
+    def feed(
+        self, tokens: NDArray[np.int32], *, first_row: int = 0, lengths: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float32]:
+        """Append (B, n) tokens to the rows from `first_row` on; float32 logits (B, V) after the last that counts."""
+        rows = slice(first_row, first_row + len(tokens))
+        assert rows.stop <= self.max_rows, "the decoder was made for fewer rows"
+        counts = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
+        last = torch.zeros((len(tokens), self.spec.hidden_size), dtype=self.weights.dtype, device=self.weights.device)
+        for start in range(0, tokens.shape[1], CHUNK):
+            chunk = tokens[:, start : start + CHUNK]
+            x_BTH = self._forward(chunk, first_row)
+            here = np.clip(counts - start, 0, chunk.shape[1])
+            self.cache.rows.filled[rows] += here
+            if (here == chunk.shape[1]).all():
+                last = x_BTH[:, -1]
+            else:
+                ends = np.flatnonzero(here)
+                last[ends] = x_BTH[ends, here[ends] - 1]
+        return F.linear(self.weights.norm(last), self.weights.head).float().cpu().numpy()
 
-    def _attend(self, attention: Attention, x_BTH: Tensor, cache: Tensor) -> Tensor:
-        q_BNTD, k_BKTD, v_BKTD = attention.project(x_BTH, offset=self.filled)
-        end = self.filled + x_BTH.shape[1]
-        cache[0, :, :, self.filled : end] = k_BKTD
-        cache[1, :, :, self.filled : end] = v_BKTD
-        # torch aligns is_causal to the upper left; with a filled cache the mask must be aligned to the lower right.
-        positions = torch.arange(end, device=x_BTH.device)
-        mask_TS = visible(positions[self.filled :], positions, self.window)
-        keys, values = cache[:, :, :, :end]
-        out = F.scaled_dot_product_attention(q_BNTD, keys, values, attn_mask=mask_TS, enable_gqa=True)
-        return attention.merge(out)
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes what row `source` is."""
+        self.cache.move(source, target)
+
+    def clear(self, first_row: int = 0) -> None:
+        """Forget the rows from `first_row` on; with the last of them the cache's memory goes too."""
+        self.cache.clear(first_row)
+
+    def _forward(self, tokens: NDArray[np.int32], first_row: int) -> Tensor:
+        weights, cache = self.weights, self.cache
+        cache.rows.reserve(first_row + len(tokens))
+        place = cache.rows.place(first_row, *tokens.shape)
+        cache.reserve(first_row + len(tokens), place.seen)
+        x_BTH = F.embedding(torch.from_numpy(np.ascontiguousarray(tokens)).to(weights.device), weights.embedding)
+        rope = self._rope(place)
+        mask = self._mask(place)
+        for index, layer in enumerate(weights.layers):
+            x_BTH = x_BTH + self._attend(index, layer, layer.attention_norm(x_BTH), place, first_row, rope, mask)
+            x_BTH = x_BTH + self._mlp(layer, layer.mlp_norm(x_BTH))
+        return x_BTH
+
+    def _attend(
+        self,
+        index: int,
+        layer: Layer,
+        x_BTH: Tensor,
+        place: Placement,
+        first_row: int,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
+        heads, shared, width = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
+        qkv = layer.qkv(x_BTH).view(*x_BTH.shape[:2], heads + 2 * shared, width).transpose(1, 2)
+        if self.spec.qk_norm:
+            q, k = layer.q_norm(qkv[:, :heads]), layer.k_norm(qkv[:, heads : heads + shared])
+            qk = torch.cat((q, k), dim=1)
+        else:
+            qk = qkv[:, : heads + shared]
+        qk = rotate(qk, *rope)
+        keys, values = self.cache.store(index, place, first_row, qk[:, heads:], qkv[:, heads + shared :])
+        q_BNTD = qk[:, :heads]
+        causal = mask is None and place.positions.shape[1] > 1
+        out = F.scaled_dot_product_attention(
+            q_BNTD, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=heads != shared
+        )
+        return layer.out(out.transpose(1, 2).flatten(2))
+
+    def _mlp(self, layer: Layer, x_BTH: Tensor) -> Tensor:
+        up = layer.up(x_BTH)
+        if self.spec.mlp == "plain":
+            return layer.down(self.weights.activation(up))
+        gate, up = up.chunk(2, dim=-1)
+        return layer.down(self.weights.activation(gate) * up)
+
+    def _rope(self, place: Placement) -> tuple[Tensor, Tensor]:
+        """cos and sin at each position, (1 or B, 1, T, D); sin has the sign that `rotate` leaves out."""
+        weights = self.weights
+        first, length = int(place.positions[0, 0]), place.positions.shape[1]
+        if (place.positions[:, 0] == first).all():
+            cos, sin = weights.cos_TD[first : first + length], weights.sin_TD[first : first + length]
+        else:
+            positions = torch.from_numpy(place.positions).to(weights.device)
+            cos, sin = weights.cos_TD[positions][:, None], weights.sin_TD[positions][:, None]
+        left, right = sin.chunk(2, dim=-1)
+        return cos, torch.cat((-left, right), dim=-1)
+
+    def _mask(self, place: Placement) -> Tensor | None:
+        """What `place` says; torch's own causal mask serves only where queries and keys begin together."""
+        if place.mask is not None:
+            return torch.from_numpy(place.mask).to(self.weights.device)
+        length = place.positions.shape[1]
+        if length == 1 or place.start == 0:
+            return None
+        return torch.ones(length, place.seen, dtype=torch.bool, device=self.weights.device).tril(place.seen - length)
+
+
+def rotate(x_BNTD: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """Rotary embedding in float32, half-split layout (Su et al. 2021)."""
+    x = x_BNTD.float()
+    left, right = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((right, left), dim=-1), signed_sin).to(x_BNTD.dtype)

@@ -12,6 +12,7 @@ from sconce.backend import ComputeOptions, DeviceInfo, Precision, TensorSource
 from sconce.errors import BackendError
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
+from sconce_torch.inference import TorchLanguageModel
 from sconce_torch.learner import TorchLearner
 from sconce_torch.memory import out_of_memory
 from sconce_torch.model import DTYPES
@@ -67,6 +68,10 @@ class TorchBackend:
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+    def language_model(self, spec: ModelSpec, run: ComputeOptions, weights: TensorSource) -> TorchLanguageModel:
+        """The model, to be used as it is."""
+        return TorchLanguageModel(spec, run, weights, self._device)
 
     def learner(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> TorchLearner:
         """A learner at step 0."""

@@ -1,0 +1,79 @@
+"""A model in PyTorch to be used and not trained: one copy of its weights, in the compute dtype."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from sconce.backend import Batch, ComputeOptions, TensorSource, check_names, take
+from sconce.spec import ModelSpec
+from sconce_torch.decode import DecodeWeights, TorchDecoder
+from sconce_torch.model import Block, Linear, Model
+
+LOGITS_ROWS = 1024  # tokens whose logits are made at once
+
+
+class TorchLanguageModel:
+    """A model on one device."""
+
+    def __init__(self, spec: ModelSpec, run: ComputeOptions, weights: TensorSource, device: torch.device) -> None:
+        self.spec = spec
+        self.device = device
+        with torch.device(device):
+            self.model = Model(spec, run).requires_grad_(False).eval()
+        params = dict(self.model.named_parameters())
+        check_names([(param.name, param.shape) for param in spec.params()], weights)
+        for param in spec.params():
+            params[param.name].copy_(torch.from_numpy(take(weights, param.name, param.shape)))
+        self.decode_weights = DecodeWeights(self.model, spec)
+        self._share()
+
+    def logits(self, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+        """(B, n) ids to float32 (B, n, V)."""
+        with torch.inference_mode():
+            x_BTH = self.model.hidden(self._put(tokens), None, None)
+            head = self.model.head_weight.to(x_BTH.dtype)
+            return F.linear(x_BTH, head).float().cpu().numpy()
+
+    def score(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Per-token loss (batch, seq), 0 where the target is -1; and where the likeliest token is the target."""
+        segments = None if batch.segments is None else self._put(batch.segments)
+        with torch.inference_mode():
+            x_NH = self.model.hidden(self._put(batch.inputs), segments, None).flatten(0, 1)
+            targets_N = self._put(batch.targets).flatten()
+            nats, hits = [], []
+            for x, targets in zip(x_NH.split(LOGITS_ROWS), targets_N.split(LOGITS_ROWS), strict=True):
+                logits = F.linear(x, self.model.head_weight.to(x.dtype)).float()
+                nats.append(F.cross_entropy(logits, targets, ignore_index=-1, reduction="none"))
+                hits.append(logits.argmax(-1) == targets)
+            shape = batch.targets.shape
+            return torch.cat(nats).view(shape).cpu().numpy(), torch.cat(hits).view(shape).cpu().numpy()
+
+    def decoder(self, rows: int, max_len: int) -> TorchDecoder:
+        """A fresh decoder, which shares the weights."""
+        return TorchDecoder(self.model, self.spec, rows, max_len, self.decode_weights)
+
+    def _share(self) -> None:
+        """Let the model's matrices be views of those that decoding joined, so that nothing is there twice."""
+        joined = self.decode_weights
+        self.model.model.embed_tokens.weight.data = joined.embedding
+        if self.model.lm_head is not None:
+            self.model.lm_head.weight.data = joined.head
+        for layer, block in zip(joined.layers, self.model.model.layers, strict=True):
+            assert isinstance(block, Block)
+            attention, mlp = block.self_attn, block.mlp
+            _view([attention.q_proj, attention.k_proj, attention.v_proj], layer.qkv.weight)
+            _view([attention.o_proj], layer.out.weight)
+            _view([mlp.up_proj] if mlp.gate_proj is None else [mlp.gate_proj, mlp.up_proj], layer.up.weight)
+            _view([mlp.down_proj], layer.down.weight)
+
+    def _put(self, array: NDArray[np.int32]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device).long()
+
+
+def _view(linears: list[Linear], weight: torch.Tensor) -> None:
+    start = 0
+    for linear in linears:
+        end = start + linear.weight.shape[0]
+        linear.weight.data = weight[start:end]
+        start = end

@@ -1,0 +1,171 @@
+"""`sconce chat`: write with a model, turn by turn."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sconce_cli.options import BackendOption, Dtype, DtypeOption, Hardware, ModelArgument
+
+if TYPE_CHECKING:
+    from sconce.generation.session import Session
+
+HELP = """\
+Type text and the model continues it; an empty line lets it go on. Alt-Enter starts a new line.
+  /again              write the last continuation anew
+  /undo               take the last turn back
+  /clear              start over
+  /show               the whole document
+  /save FILE          write the document to a file
+  /set                every setting; /set temperature 0.5 changes one
+  /temperature 0.5    short for that; so with top_k, top_p, min_p, repetition_penalty, max_tokens, seed
+  /help, /quit        this; the end (so is Ctrl-D). Ctrl-C stops the model, and keeps what it wrote."""
+
+
+def chat(
+    checkpoint: ModelArgument,
+    dialogue: Annotated[
+        bool,
+        typer.Option("--dialogue", help="Frame turns as User: and Assistant:, for a model that has read dialogues."),
+    ] = False,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.8,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens a turn.")] = 200,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    dtype: DtypeOption = Dtype.fp32,
+    backend: BackendOption = Hardware.auto,
+) -> None:
+    """Write a text with a trained checkpoint in turns, or talk with it."""
+    from sconce.generation.model import load_model
+    from sconce.generation.sampling import Sampling
+    from sconce.generation.session import Session
+
+    sampling = Sampling(temperature=temperature)
+    model, device = load_model(checkpoint, hardware=backend.value, precision=dtype.value)
+    place = f"{device.kind} through {device.backend}, {dtype.value}"
+    typer.echo(
+        f"{model.path.name}: {model.spec.num_params:,} parameters, {place}; /help for what can be done", err=True
+    )
+    session = Session(model, dialogue, sampling, max_tokens, seed)
+    for line in _terminal_lines(dialogue) if sys.stdin.isatty() else _piped_lines():
+        if not _take(session, line):
+            return
+
+
+def _terminal_lines(dialogue: bool) -> Iterator[str]:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _submit(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction] (the decorator keeps it)
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction] (the decorator keeps it)
+        event.current_buffer.insert_text("\n")
+
+    prompts: PromptSession[str] = PromptSession(multiline=True, key_bindings=keys)
+    while True:
+        try:
+            yield prompts.prompt("you> " if dialogue else "> ", prompt_continuation="  ")
+        except KeyboardInterrupt:
+            continue  # clears what was typed
+        except EOFError:
+            return
+
+
+def _piped_lines() -> Iterator[str]:
+    for line in sys.stdin:
+        yield line.removesuffix("\n")
+
+
+def _take(session: "Session", line: str) -> bool:
+    """Do what a line asks; False to end."""
+    from sconce.errors import SconceError
+
+    word, _, rest = line.strip().partition(" ")
+    if word in ("/quit", "/exit"):
+        return False
+    try:
+        if word in _COMMANDS:
+            _COMMANDS[word](session, rest.strip())
+        elif word.startswith("/") and word[1:] in session.settings():
+            _set(session, f"{word[1:]} {rest}")
+        elif word.startswith("/"):
+            typer.echo(f"{word}: no such command; /help lists them", err=True)
+        else:
+            _print(session, session.write(line))
+    except (SconceError, OSError) as error:
+        typer.echo(str(error), err=True)
+    return True
+
+
+def _print(session: "Session", pieces: Iterator[str]) -> None:
+    try:
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        typer.echo()
+        typer.echo("stopped", err=True)
+        return
+    typer.echo()
+    figures = session.figures
+    if figures.new_tokens and sys.stderr.isatty():
+        speed = f"{figures.new_tokens / figures.new_seconds:,.0f} tok/s"
+        forgotten = f"; the first {session.forgotten:,} tokens no longer fit" if session.forgotten else ""
+        typer.secho(f"{speed}, {session.finish}{forgotten}", err=True, dim=True)
+
+
+def _again(session: "Session", _: str) -> None:
+    _print(session, session.again())
+
+
+def _undo(session: "Session", _: str) -> None:
+    typer.echo(f"took back: {session.undo().given!r}", err=True)
+
+
+def _clear(session: "Session", _: str) -> None:
+    session.turns.clear()
+    typer.echo("starting over", err=True)
+
+
+def _show(session: "Session", _: str) -> None:
+    typer.echo(session.text)
+
+
+def _save(session: "Session", path: str) -> None:
+    from sconce.errors import ConfigError
+    from sconce.files import write_atomic
+
+    if not path:
+        raise ConfigError("/save: name a file")
+    if Path(path).exists():
+        raise ConfigError(f"{path}: is there already; name another file")
+    write_atomic(Path(path), session.text)
+    typer.echo(f"saved {path}", err=True)
+
+
+def _set(session: "Session", rest: str) -> None:
+    name, _, value = rest.partition(" ")
+    if name:
+        session.set(name, value.strip())
+    typer.echo("  ".join(f"{key} {setting:g}" for key, setting in session.settings().items()), err=True)
+
+
+def _help(_session: "Session", _: str) -> None:
+    typer.echo(HELP, err=True)
+
+
+_COMMANDS: "dict[str, Callable[[Session, str], None]]" = {
+    "/again": _again,
+    "/regenerate": _again,
+    "/undo": _undo,
+    "/clear": _clear,
+    "/show": _show,
+    "/save": _save,
+    "/set": _set,
+    "/help": _help,
+}

@@ -1,0 +1,211 @@
+"""A checkpoint's model with its tokenizer: text in, text or numbers out."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sconce.backend import ComputeOptions, DeviceInfo, Hardware, LanguageModel, Precision, load_backend
+from sconce.checkpoint.load import open_model
+from sconce.errors import DataError
+from sconce.generation.engine import Engine, Event, Figures, Finish, Request
+from sconce.generation.sampling import Sampling
+from sconce.generation.text import TextStream
+from sconce.interop.hf import spec_from_config
+from sconce.spec import ModelSpec
+from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
+
+MAX_ROWS = 32  # sequences decoded at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """Text, or token ids, to continue, and how; see Request. An empty text starts a document."""
+
+    text: str | tuple[int, ...]
+    max_tokens: int = 200
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    choice: int = 0
+    stop: tuple[str, ...] = ()
+    alternatives: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token that was drawn: its id, its text (U+FFFD for a part of a character), and natural log-probabilities."""
+
+    id: int
+    text: str
+    logprob: float | None
+    alternatives: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step adds to prompt number `index`: certain text, and the token that brought it."""
+
+    index: int
+    text: str
+    token: Token | None
+    finish: Finish | None
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What continues a prompt. `finish` is "stop" at the end of a document or a stop string, else "length"."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    finish: Finish
+    prompt_tokens: int
+
+
+class Writer:
+    """One prompt's way from events to text."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, index: int = 0) -> None:
+        self._tokenizer, self._index = tokenizer, index
+        self._stream = TextStream(tokenizer, prompt.stop)
+
+    def piece(self, event: Event) -> Piece:
+        """The event as text. A finish of its own, at a stop string, means: cancel the request."""
+        text = "" if event.token is None else self._stream.push(event.token)
+        finish: Finish | None = "stop" if self._stream.stopped else event.finish
+        if finish is not None:
+            text += self._stream.finish()
+        return Piece(self._index, text, self._token(event), finish)
+
+    def _token(self, event: Event) -> Token | None:
+        if event.token is None:
+            return None
+        likely = tuple((self._tokenizer.decode([other], skip_special=False), p) for other, p in event.alternatives)
+        return Token(event.token, self._tokenizer.decode([event.token]), event.logprob, likely)
+
+
+class TextModel:
+    """A model that is loaded, with its tokenizer."""
+
+    def __init__(self, *, path: Path, step: int, spec: ModelSpec, tokenizer: Tokenizer, model: LanguageModel) -> None:
+        self.path = path
+        self.step = step
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.model = model
+
+    def encode(self, text: str | Sequence[int]) -> list[int]:
+        """Token ids of a prompt; an empty one is the end of the document before it.
+
+        Raises DataError for an id that the model does not have.
+        """
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if (unknown := next((token for token in ids if not 0 <= token < self.spec.vocab_size), None)) is not None:
+            raise DataError(f"token id {unknown}: the model's are 0 to {self.spec.vocab_size - 1}")
+        return ids or [self.tokenizer.eos_id]
+
+    def request(self, prompt: Prompt) -> Request:
+        """The prompt for an engine of this model. Raises DataError when it fills every position."""
+        ids = self.encode(prompt.text)
+        if len(ids) >= self.spec.max_position_embeddings:
+            raise DataError(
+                f"the prompt is {len(ids)} tokens long; the model has {self.spec.max_position_embeddings} positions, "
+                "and at least one is for what comes: shorten it"
+            )
+        return Request(
+            prompt=ids,
+            max_tokens=prompt.max_tokens,
+            sampling=prompt.sampling,
+            seed=prompt.seed,
+            choice=prompt.choice,
+            stop_ids=frozenset((self.tokenizer.eos_id,)),
+            alternatives=prompt.alternatives,
+        )
+
+    def engine(self, rows: int) -> Engine:
+        """An engine for up to `rows` prompts at once."""
+        return Engine(self.model, rows=rows, max_len=self.spec.max_position_embeddings)
+
+    def stream(self, prompts: Sequence[Prompt], figures: Figures | None = None) -> Iterator[Piece]:
+        """Pieces of text that continue the prompts, decoded together, as they come; adds to `figures`.
+
+        Every prompt ends with a piece that has a `finish`: after its `max_tokens`, where a document or the model's
+        positions end, or before a stop string. Raises DataError for a prompt that fills every position.
+        """
+        requests = [self.request(prompt) for prompt in prompts]
+        engine = self.engine(min(len(prompts), MAX_ROWS))
+        engine.figures = figures or engine.figures
+        writers = {
+            engine.add(request): Writer(self.tokenizer, prompt, index)
+            for index, (request, prompt) in enumerate(zip(requests, prompts, strict=True))
+        }
+        while not engine.idle:
+            for event in engine.step():
+                piece = writers[event.ticket].piece(event)
+                if piece.finish is not None and event.finish is None:
+                    engine.cancel(event.ticket)
+                yield piece
+
+    def complete(self, prompts: Sequence[Prompt], figures: Figures | None = None) -> list[Completion]:
+        """What continues each prompt, all decoded together; as `stream`."""
+        texts: list[list[str]] = [[] for _ in prompts]
+        tokens: list[list[Token]] = [[] for _ in prompts]
+        ends: dict[int, Finish] = {}
+        for piece in self.stream(prompts, figures):
+            texts[piece.index].append(piece.text)
+            if piece.token is not None:
+                tokens[piece.index].append(piece.token)
+            if piece.finish is not None:
+                ends[piece.index] = piece.finish
+        lengths = [len(self.encode(prompt.text)) for prompt in prompts]
+        return [
+            Completion("".join(texts[index]), tuple(tokens[index]), ends[index], lengths[index])
+            for index in range(len(prompts))
+        ]
+
+    def generate(  # noqa: PLR0913 (the options of Sampling, by name, for people at a prompt)
+        self,
+        prompt: str = "",
+        *,
+        max_tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> str:
+        """The text that continues `prompt`; options as in Sampling, errors as in `stream`."""
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        )
+        asked = Prompt(text=prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop))
+        return self.complete([asked])[0].text
+
+    def logits(self, text: str | Sequence[int]) -> NDArray[np.float32]:
+        """Next-token logits after each token of `text` (or of its ids), float32 (n, vocab).
+
+        Raises DataError for more tokens than the model has positions.
+        """
+        ids = self.encode(text)
+        if len(ids) > self.spec.max_position_embeddings:
+            raise DataError(f"found {len(ids)} tokens; the model has {self.spec.max_position_embeddings} positions")
+        return self.model.logits(np.array([ids], np.int32))[0]
+
+
+def load_model(
+    place: Path, *, hardware: Hardware = "auto", precision: Precision = "fp32"
+) -> tuple[TextModel, DeviceInfo]:
+    """The model of the checkpoint at `place` (or the latest of that run), without its optimizer, and where it runs.
+
+    Raises CheckpointError when there is no intact checkpoint, BackendError for hardware that is not here.
+    """
+    checkpoint = open_model(place)
+    tokenizer = load_tokenizer(checkpoint.path / "tokenizer.json")
+    spec = spec_from_config(checkpoint.table("config.json"))
+    backend = load_backend(hardware)
+    model = backend.language_model(spec, ComputeOptions(precision=precision), checkpoint.weights)
+    loaded = TextModel(path=checkpoint.path, step=checkpoint.record.step, spec=spec, tokenizer=tokenizer, model=model)
+    return loaded, backend.device()

@@ -1,0 +1,120 @@
+"""A document that a person and a model write in turns."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from sconce.errors import ConfigError
+from sconce.generation.engine import Figures, Finish
+from sconce.generation.model import Prompt, TextModel
+from sconce.generation.sampling import Sampling
+
+SETTINGS = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "max_tokens": int,
+    "seed": int,
+}
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a person gave, and what the model wrote then."""
+
+    given: str
+    written: str = ""
+
+
+@dataclass(slots=True)
+class Session:
+    """Turns, and how the next is drawn. In a dialogue each turn is a line of User's and an answer of Assistant's.
+
+    Every turn and every new attempt at one draws differently, and all of it again from the same `seed`.
+    """
+
+    model: TextModel
+    dialogue: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    max_tokens: int = 200
+    seed: int = 0
+    turns: list[Turn] = field(default_factory=list[Turn])
+    figures: Figures = field(default_factory=Figures)
+    forgotten: int = 0  # tokens of the beginning that the last turn had no room for
+    finish: Finish | None = None
+    _attempts: int = 0
+
+    @property
+    def text(self) -> str:
+        """The whole document."""
+        return "".join(self._given(turn) + turn.written for turn in self.turns)
+
+    def write(self, given: str) -> Iterator[str]:
+        """Add a person's text and yield the model's as it comes; what has come stays when this is not run to its end.
+
+        The beginning of a document that is too long is left out.
+        """
+        self.turns.append(Turn(given))
+        return self._continue()
+
+    def again(self) -> Iterator[str]:
+        """Another continuation in place of the last one. Raises ConfigError when there is none."""
+        if not self.turns:
+            raise ConfigError("there is nothing yet to write again")
+        self.turns[-1].written = ""
+        return self._continue()
+
+    def undo(self) -> Turn:
+        """Take the last turn back. Raises ConfigError when there is none."""
+        if not self.turns:
+            raise ConfigError("there is nothing to take back")
+        return self.turns.pop()
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting. Raises ConfigError for one that there is not, or a value that it cannot have."""
+        if name not in SETTINGS:
+            raise ConfigError(f"{name}: no such setting; expected one of {', '.join(SETTINGS)}")
+        try:
+            parsed = SETTINGS[name](value)
+        except ValueError:
+            raise ConfigError(f"{name}: found {value!r}, expected a number") from None
+        if name == "seed" and parsed >= 0:
+            self.seed, self._attempts = int(parsed), 0
+        elif name == "max_tokens" and parsed > 0:
+            self.max_tokens = int(parsed)
+        elif name in ("seed", "max_tokens"):
+            raise ConfigError(f"{name}: found {value}, expected more")
+        else:
+            self.sampling = replace(self.sampling, **{name: parsed})
+
+    def settings(self) -> dict[str, float]:
+        """Every setting."""
+        return {name: getattr(self if name in ("seed", "max_tokens") else self.sampling, name) for name in SETTINGS}
+
+    def _given(self, turn: Turn) -> str:
+        if not self.dialogue:
+            return turn.given
+        opening = "" if turn is self.turns[0] else "\n"
+        return f"{opening}User: {turn.given}\nAssistant:"
+
+    def _continue(self) -> Iterator[str]:
+        turn = self.turns[-1]
+        positions = self.model.spec.max_position_embeddings
+        ids = self.model.encode(self.text)
+        room = max(1, positions - min(self.max_tokens, positions // 2))  # what comes needs positions too
+        self.forgotten = max(0, len(ids) - room)
+        prompt = Prompt(
+            text=tuple(ids[self.forgotten :]),
+            max_tokens=self.max_tokens,
+            sampling=self.sampling,
+            seed=self.seed,
+            choice=self._attempts,
+            stop=("\nUser:",) if self.dialogue else (),
+        )
+        self._attempts += 1
+        self.figures, self.finish = Figures(), None
+        for piece in self.model.stream([prompt], self.figures):
+            turn.written += piece.text
+            self.finish = piece.finish
+            yield piece.text

@@ -1,0 +1,84 @@
+"""`sconce eval` as one call: a checkpoint against its run's held-out text, or any other."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sconce.checkpoint.load import load_folder
+from sconce.config import config_from_resolved
+from sconce.data.sources import DocumentRule, list_sources
+from sconce.errors import ConfigError, DataError
+from sconce.generation.model import TextModel
+from sconce.generation.score import HeldTokens, Score, Tokens, Windows, score_tokens
+from sconce.tokenizer.bpe import Tokenizer
+from sconce.training.tokens import shards_folder, shards_there
+
+HELD_OUT = "held-out"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreOptions:
+    """Text files or folders to score, or none for what the run holds out; and the windows, None for the longest.
+
+    Files fall into documents by `rule`, as in training: each is followed by the end-of-text token.
+    """
+
+    texts: Sequence[Path] = ()
+    rule: DocumentRule = "passage"
+    window: int | None = None
+    stride: int | None = None
+    batch_size: int = 8
+    max_batches: int | None = None
+
+
+def score_model(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, Score]]:
+    """Each source's name with its score, one after another.
+
+    Raises ConfigError for windows that cannot be, DataError for text that cannot be used.
+    """
+    positions = model.spec.max_position_embeddings
+    size = options.window or positions
+    stride = options.stride or size
+    if size > positions:
+        raise ConfigError(f"--window {size}: the model has {positions} positions")
+    if stride > size:
+        raise ConfigError(f"--stride {stride}: more than the window of {size} would leave tokens out")
+    windows = Windows(size=size, stride=stride, batch_size=options.batch_size)
+    token_bytes = np.zeros(max(model.spec.vocab_size, model.tokenizer.vocab_size), np.int32)
+    token_bytes[: model.tokenizer.vocab_size] = model.tokenizer.token_bytes
+    for name, tokens in _sources(model, options):
+        if tokens.num_tokens < 2:
+            raise DataError(f"{name}: {tokens.num_tokens} tokens, and only a second one can be predicted")
+        yield name, score_tokens(model.model, tokens, windows, token_bytes, options.max_batches)
+
+
+def _sources(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, Tokens]]:
+    if not options.texts:
+        yield HELD_OUT, _held_out(model)
+        return
+    for source in list_sources(options.texts):
+        documents = (document.decode() for document in source.documents(options.rule))
+        yield str(source.path), HeldTokens(_encode(model.tokenizer, documents))
+
+
+def _encode(tokenizer: Tokenizer, documents: Iterator[str]) -> NDArray[np.int32]:
+    ids: list[int] = []
+    for document in documents:
+        ids += tokenizer.encode(document)
+        ids.append(tokenizer.eos_id)
+    return np.array(ids, np.int32)
+
+
+def _held_out(model: TextModel) -> Tokens:
+    loaded = load_folder(model.path, verify=False)
+    if "run.json" not in loaded.record.files:
+        raise DataError(f"{model.path}: no run's config in it, so no held-out text is known: name text with --text")
+    config = config_from_resolved(loaded.run_config, str(model.path / "run.json"))
+    place = shards_folder(config, model.path.resolve().parent.parent, model.tokenizer)
+    tokens = shards_there(place, model.tokenizer, loaded, verify=True)
+    if tokens is None:
+        raise DataError(f"{place}: not the token shards of this checkpoint's run: name text with --text")
+    return tokens.validation

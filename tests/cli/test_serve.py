@@ -1,0 +1,224 @@
+"""`sconce serve` over a real socket, with the official client and with clients that misbehave."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from commands import start
+from small_run import write_run
+from tiny import INSTALLED
+
+from sconce.tokenizer.bpe import load_tokenizer
+
+httpx = pytest.importorskip("httpx", reason="comes with the openai client")
+openai = pytest.importorskip("openai", reason="the client under test: pip install openai")
+
+BACKEND = INSTALLED[-1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("models") / "night", max_position_embeddings=512)
+
+
+@contextmanager
+def serving(run, *arguments, backend=BACKEND):
+    process = start("serve", run, "--port", 0, "--backend", backend, *arguments)
+    try:
+        for line in process.stderr:
+            if (found := re.search(r"at (http://\S+)/v1", line)) is not None:
+                break
+        else:
+            raise AssertionError("the server ended before it served")
+        yield found[1], process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="module", params=INSTALLED)
+def server(run, request):
+    with serving(run, "--concurrency", 6, "--queue", 40, "--max-request-bytes", 20000, backend=request.param) as up:
+        yield up[0]
+
+
+@pytest.fixture
+def client(server):
+    with openai.OpenAI(base_url=f"{server}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def idle(server, seconds=10):
+    """Wait until nobody is being served; False when that does not come."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if httpx.get(f"{server}/health").json() == {"status": "ok", "requests": 0}:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def complete(client, **changes):
+    asked = {"model": "night", "prompt": "a lamp", "max_tokens": 16, "seed": 3, **changes}
+    return client.completions.create(**asked)
+
+
+def test_the_official_client_completes(run, client):
+    assert [model.id for model in client.models.list()] == ["night"]
+    whole = complete(client, logprobs=2)
+    (choice,) = whole.choices
+    assert choice.finish_reason == "length"
+    ids = load_tokenizer(run / "tokenizer/tokenizer.json").encode("a lamp")
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(ids), 16)
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.top_logprobs) == 16
+    assert all(len(likeliest) <= 2 for likeliest in choice.logprobs.top_logprobs)
+    *chunks, last = complete(client, stream=True, stream_options={"include_usage": True})
+    assert "".join(chunk.choices[0].text for chunk in chunks) == choice.text
+    assert last.usage == whole.usage
+    assert complete(client, seed=4).choices[0].text != choice.text
+
+
+def test_the_official_client_chats(client):
+    asked = {"model": "night", "messages": [{"role": "user", "content": "a hill?"}], "seed": 1, "max_tokens": 12}
+    whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+    assert whole.choices[0].message.role == "assistant"
+    assert len(whole.choices[0].logprobs.content) == 12
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content for chunk in chunks) == whole.choices[0].message.content
+    as_text = complete(client, prompt="User: a hill?\nAssistant:", seed=1, max_tokens=12)
+    assert as_text.choices[0].text == whole.choices[0].message.content
+
+
+def test_several_prompts_and_choices_in_order(client):
+    prompts = ["a lamp", "the wall", "in the night"]
+    together = complete(client, prompt=prompts, n=2).choices
+    assert [choice.index for choice in together] == list(range(6))
+    alone = [complete(client, prompt=prompt, n=2).choices[i].text for prompt in prompts for i in range(2)]
+    assert [choice.text for choice in together] == alone
+    assert len(set(alone)) == 6
+
+
+def test_stop_and_token_ids(client):
+    free = complete(client, max_tokens=40).choices[0].text
+    stop = free[8:10]
+    stopped = complete(client, max_tokens=40, stop=[stop]).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (free.split(stop)[0], "stop")
+    assert complete(client, prompt=[5, 6, 7]).usage.prompt_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b'{"prompt": ', 400, "Invalid JSON"),
+        (b"[1]", 400, "body"),
+        (b'{"promt": "a"}', 400, "promt"),
+        (b'{"prompt": "a", "temperature": -1}', 400, "temperature"),
+        (b'{"prompt": "a", "frequency_penalty": 1}', 400, "frequency_penalty"),
+        (b'{"prompt": [999]}', 400, "token id 999"),
+        (b'{"prompt": "a", "model": "other"}', 404, "other"),
+        (json.dumps({"prompt": "night " * 2000}).encode(), 400, "positions"),
+        (json.dumps({"prompt": "a" * 30000}).encode(), 413, "20,000 bytes"),
+        (json.dumps({"prompt": "a", "n": 100}).encode(), 429, "try again"),
+        (b"\xff\xfe", 400, "JSON"),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong(server, body, status, says):
+    answer = httpx.post(f"{server}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["error"]["message"]
+    assert idle(server)
+
+
+def test_what_another_web_page_could_send_is_refused(server):
+    body = b'{"prompt": "a"}'
+    plain = httpx.post(f"{server}/v1/completions", content=body, headers={"Content-Type": "text/plain"})
+    assert plain.status_code == 415
+    assert httpx.get(f"{server}/health", headers={"Host": "elsewhere.example"}).status_code == 400
+
+
+def test_a_client_that_goes_frees_its_row(server):
+    body = {"prompt": "a", "max_tokens": 500, "stream": True, "temperature": 2}
+    for _ in range(12):  # twice as many as there are rows
+        with httpx.stream("POST", f"{server}/v1/completions", json=body) as answer:
+            assert next(answer.iter_lines()).startswith("data: ")
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server}/v1/completions", json={**body, "stream": False, "n": 8}, timeout=0.05)
+    assert idle(server)
+
+
+def test_half_a_request_does_not_hold_the_server_up(server):
+    host, port = server.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        half.sendall(b"Content-Length: 100\r\n\r\n{")
+        assert httpx.get(f"{server}/health").status_code == 200
+    assert idle(server)
+
+
+def test_the_page_is_there_and_loads_nothing_from_elsewhere(server):
+    page = httpx.get(f"{server}/")
+    assert page.status_code == 200
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.text)
+
+
+def stream(server, number, tokens):
+    """One client's text, read as it comes."""
+    body = {"prompt": f"a lamp {number}", "max_tokens": tokens, "seed": number, "stream": True, "temperature": 1.2}
+    text = ""
+    with httpx.stream("POST", f"{server}/v1/completions", json=body, timeout=120) as answer:
+        assert answer.status_code == 200
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                text += json.loads(line[6:])["choices"][0]["text"]
+    return text
+
+
+def test_concurrent_streams_are_what_each_would_be_alone(server):
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(lambda number: stream(server, number, 24), range(12)))
+    assert together == [stream(server, number, 24) for number in range(12)]
+    assert len(set(together)) == 12
+
+
+def test_a_key_keeps_others_out(run):
+    with serving(run, "--api-key", "secret", "--name", "mine") as (server, _):
+        assert httpx.get(f"{server}/v1/models").status_code == 401
+        wrong = {"Authorization": "Bearer wrong"}
+        assert httpx.post(f"{server}/v1/completions", json={}, headers=wrong).status_code == 401
+        with openai.OpenAI(base_url=f"{server}/v1", api_key="secret") as client:
+            assert next(iter(client.models.list())).id == "mine"
+
+
+def test_a_port_that_is_taken_is_one_line(run):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start("serve", run, "--port", taken.getsockname()[1], "--backend", BACKEND)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert re.fullmatch(r"sconce: --host 127\.0\.0\.1 --port \d+: .*; choose another\n", err), err
+
+
+def memory_mib(process: subprocess.Popen) -> float:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the server's memory from /proc")
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_thirty_two_clients_for_many_rounds_in_bounded_memory(run, backend):
+    with serving(run, "--concurrency", 32, backend=backend) as (server, process):
+        alone = [stream(server, number, 200) for number in range(32)]
+        after = []
+        with ThreadPoolExecutor(32) as pool:
+            for _ in range(6):
+                assert list(pool.map(lambda number: stream(server, number, 200), range(32))) == alone
+                after.append(memory_mib(process))
+        assert after[-1] < after[1] + 20, after

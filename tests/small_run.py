@@ -1,0 +1,35 @@
+"""A run folder with a checkpoint of random weights, as training leaves it."""
+
+import numpy as np
+from tiny import make_spec, random_weights
+
+from sconce.backend import state_names
+from sconce.checkpoint.record import Checkpoint
+from sconce.checkpoint.store import CheckpointStore
+from sconce.interop.hf import model_files
+from sconce.optim import OptimSpec
+from sconce.tokenizer.bpe import train_tokenizer
+
+TEXT = "a lamp on the wall, a wall on the hill, a hill in the night; naïve 🙂 "
+
+
+def write_run(folder, scale=1.0, **changes):
+    """The run at `folder`, with a model of `changes` to the smallest spec; weights far apart make sharp choices."""
+    tokenizer = train_tokenizer([TEXT * 20], 280, folder / "tokenizer", [])
+    spec = make_spec(**{"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 128, **changes})
+    weights = random_weights(spec, scale=scale)
+    state = (
+        (name, weights[name[6:]] if name.startswith("model/") else np.zeros(shape, np.float32))
+        for name, shape in state_names(spec, OptimSpec())
+    )
+    files = model_files(
+        spec,
+        tokenizer_json=tokenizer.path.read_bytes(),
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+    )
+    facts = Checkpoint(step=1, tokens=0, cursor={}, best=None, backend="torch", precision="fp32", versions={}, hardware={})
+    store = CheckpointStore(folder / "checkpoints", keep=1)
+    store.save(state, state_names(spec, OptimSpec()), facts, files=files, is_best=False)
+    return folder
