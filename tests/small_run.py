@@ -29,7 +29,9 @@ def write_run(folder, scale=1.0, **changes):
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
     )
-    facts = Checkpoint(step=1, tokens=0, cursor={}, best=None, backend="torch", precision="fp32", versions={}, hardware={})
+    facts = Checkpoint(
+        step=1, tokens=0, cursor={}, best=None, backend="torch", precision="fp32", versions={}, hardware={}
+    )
     store = CheckpointStore(folder / "checkpoints", keep=1)
     store.save(state, state_names(spec, OptimSpec()), facts, files=files, is_best=False)
     return folder
