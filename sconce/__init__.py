@@ -2,7 +2,7 @@
 
     import sconce
 
-    outcome = sconce.train("configs/local.toml", run_dir="runs/local")
+    outcome = sconce.train("configs/local_smoke.toml", run_dir="runs/local")
     model = sconce.load("runs/local")
     print(model.generate("Once", max_tokens=100, temperature=0.7, seed=1))
     logits = model.logits("Once upon a time")  # float32 (tokens, vocab)

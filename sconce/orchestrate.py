@@ -2,26 +2,27 @@
 
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from sconce.backend import Hardware
-from sconce.config import RunConfig, config_from, dump_toml, load_config
+from sconce.config import RunConfig, config_from, dump_toml, load_config, preset_table
 from sconce.data.corpus import Corpus, train_documents
+from sconce.data.prepare import is_current
 from sconce.data.reference import python_reference
 from sconce.data.sources import list_sources
-from sconce.errors import ConfigError
+from sconce.errors import ConfigError, DataError
 from sconce.files import sha256_file, write_atomic, write_json
-from sconce.tokenizer.bpe import Tokenizer, VocabularyError, train_tokenizer
+from sconce.tokenizer.bpe import Tokenizer, VocabularyError, load_tokenizer, train_tokenizer
 from sconce.training.job import start
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
 from sconce.training.run import RunFolder
-from sconce.training.tokens import corpus_of
+from sconce.training.tokens import corpus_of, shards_folder
 
 CLAIM = "orchestrate.json"  # which job the folder belongs to, and the config as this program wrote it
-LOCAL_VOCAB_SIZE = 1024
+DEFAULT_PROFILE = "local_smoke"
 TOKENIZER_BYTES = 2**29  # of text is plenty for a vocabulary, and bounds the time on a large corpus
 
 HEADER = """\
@@ -33,28 +34,88 @@ HEADER = """\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalJob:
-    """What the user asked for. No inputs: the language reference inside CPython. No vocab_size: 1024, or less
-    where the text supports less."""
+    """What the user asked for. No inputs: the language reference inside CPython. No validation: documents held out by
+    their hash. No vocab_size: the preset's, or less where the text supports less.
+
+    `tokenizer` and `shards` say what becomes of those in the run folder: train and build says make them, anew where
+    nobody trained with them, reuse insists on them, and remake replaces them.
+    """
 
     inputs: tuple[Path, ...] = ()
+    validation: tuple[Path, ...] = ()
+    profile: str | None = None
     vocab_size: int | None = None
+    tokenizer_json: Path | None = None
+    tokenizer: Literal["train", "reuse", "remake"] = "train"
+    tokenizer_bytes: int = TOKENIZER_BYTES
+    shards: Literal["build", "reuse", "remake"] = "build"
+    resume: bool = True
     overrides: tuple[str, ...] = ()
 
 
 def orchestrate_local(job: LocalJob, folder: RunFolder, *, hardware: Hardware, reporter: Reporter) -> Outcome:
     """Do whatever of the job is not done yet; a second call goes on, or finds it finished.
 
-    Raises ConfigError when the folder belongs to another job.
+    Raises ConfigError when the folder belongs to another job, or there is something that the job must not replace,
+    and DataError when what it is to reuse is not there.
     """
-    if job.inputs:
-        list_sources(job.inputs)  # what is not there must not leave a run folder behind
+    resolve_job(job, folder)  # what is wrong with it must not leave a run folder behind
     with folder.locked():
         config_path = folder.root / "training.toml"
         if _is_to_begin(job, folder, config_path):
             config = _begin(job, folder, config_path, reporter)
         else:
             config = load_config(config_path, job.overrides)
-        return train(start(config, folder, hardware=hardware, resume=True, reporter=reporter))
+        if job.shards != "build":
+            _settle_shards(job, config, folder)
+        return train(start(config, folder, hardware=hardware, resume=job.resume, reporter=reporter))
+
+
+def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
+    """The config that the job comes to, with nothing written. Raises as `orchestrate_local` does."""
+    list_sources((*job.inputs, *job.validation))
+    if job.tokenizer_json is not None:
+        if job.tokenizer != "train" or job.vocab_size is not None:
+            raise ConfigError("--tokenizer-json: a tokenizer that is given is neither trained nor of another size")
+        load_tokenizer(job.tokenizer_json)
+    config_path = folder.root / "training.toml"
+    begun = any(folder.checkpoints.glob("*step-*"))
+    if begun and job.tokenizer == "remake":
+        raise ConfigError(
+            f"{folder.root}: its checkpoints were trained with its tokenizer, which can therefore not be made anew: "
+            "choose another --run-dir"
+        )
+    if begun and not job.resume:
+        raise ConfigError(f"{folder.root}: already holds a run: leave out --no-resume, or choose another --run-dir")
+    if not _is_to_begin(job, folder, config_path):
+        return load_config(config_path, job.overrides)
+    if job.tokenizer == "reuse" and not _own_tokenizer(folder).is_file():
+        raise DataError(
+            f"--skip-tokenizer: {_own_tokenizer(folder)} is not there: leave the flag out to train one, or give "
+            "--tokenizer-json"
+        )
+    return config_from(_tables(job, folder), f"the preset {job.profile or DEFAULT_PROFILE}", job.overrides)
+
+
+def _own_tokenizer(folder: RunFolder) -> Path:
+    return folder.root.resolve() / "tokenizer" / "tokenizer.json"
+
+
+def _settle_shards(job: LocalJob, config: RunConfig, folder: RunFolder) -> None:
+    """Insist on the token shards that are there, or have them made anew."""
+    assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
+    tokenizer, corpus = load_tokenizer(config.tokenizer.tokenizer_json), corpus_of(config)
+    place = shards_folder(config, folder.root, tokenizer)
+    current = is_current(corpus, tokenizer, place)
+    if job.shards == "reuse" and not current:
+        raise DataError(
+            f"--reuse-shards: {place}: no token shards of this text and tokenizer: leave the flag out to build them"
+        )
+    if job.shards == "remake":
+        list_sources((*corpus.paths, *corpus.validation_paths))
+        if not current and any(folder.checkpoints.glob("*step-*")):
+            raise DataError(f"--force-reshard: {place}: holds what this run was trained on, and the text has changed")
+        (place / "manifest.json").unlink(missing_ok=True)  # without it they are of no corpus
 
 
 def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
@@ -65,7 +126,8 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
     """
     claim_path = folder.root / CLAIM
     if not claim_path.exists():
-        foreign = [name for name in ("training.toml", "tokenizer", "checkpoints") if (folder.root / name).exists()]
+        kept = () if job.tokenizer == "reuse" else ("tokenizer",)
+        foreign = [name for name in ("training.toml", *kept, "checkpoints") if (folder.root / name).exists()]
         if foreign:
             raise ConfigError(
                 f"{folder.root}: holds {', '.join(foreign)}, not made by `sconce orchestrate`: choose another --run-dir"
@@ -76,9 +138,9 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
     if not edited and not any(folder.checkpoints.glob("*step-*")):
         return True
     differing = [
-        f"{key} {value!r} now, {claim[key]!r} when it was made"
+        f"{key} {value!r} now, {claim.get(key)!r} when it was made"
         for key, value in _request(job).items()
-        if value not in ([], None) and value != claim[key]
+        if value not in ([], None) and value != claim.get(key)
     ]
     if differing:
         raise ConfigError(f"{folder.root}: made for another job ({'; '.join(differing)}): choose another --run-dir")
@@ -86,76 +148,106 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
 
 
 def _request(job: LocalJob) -> dict[str, object]:
-    return {"inputs": [str(path.resolve()) for path in job.inputs], "vocab_size": job.vocab_size}
+    return {
+        "inputs": [str(path.resolve()) for path in job.inputs],
+        "validation": [str(path.resolve()) for path in job.validation],
+        "profile": job.profile,
+        "vocab_size": job.vocab_size,
+        "tokenizer_json": None if job.tokenizer_json is None else str(job.tokenizer_json.resolve()),
+    }
 
 
 def _begin(job: LocalJob, folder: RunFolder, config_path: Path, reporter: Reporter) -> RunConfig:
-    """Settle the config, train the tokenizer, write both down."""
-    paths = job.inputs or (_write_reference(folder, reporter),)
-    tokenizer_json = folder.root.resolve() / "tokenizer" / "tokenizer.json"
-    preset = local_preset(paths, tokenizer_json, folder.root.resolve(), job.overrides)
-    config = config_from(preset, "the local preset", job.overrides)
+    """Settle the config, make the tokenizer, write both down."""
+    if not job.inputs:
+        _write_reference(folder, reporter)
+    config = resolve_job(job, folder)
     write_json(folder.root / CLAIM, {**_request(job), "training_toml": None})
-    if config.tokenizer.tokenizer_json == tokenizer_json:
-        _train_tokenizer(job, corpus_of(config), tokenizer_json.parent, reporter)
+    own = _own_tokenizer(folder)
+    if config.tokenizer.tokenizer_json == own:
+        _settle_tokenizer(job, corpus_of(config), own, reporter)
     text = dump_toml(config, HEADER.format(path=shlex.quote(str(config_path))), folder.root)
     write_atomic(config_path, text)
     write_json(folder.root / CLAIM, {**_request(job), "training_toml": sha256_file(config_path)})
     return config
 
 
-def local_preset(
-    paths: Sequence[Path], tokenizer_json: Path, run_dir: Path, overrides: Sequence[str]
-) -> dict[str, dict[str, object]]:
-    """About a million parameters: readable text within a minute or two on two cores.
-
-    What depends on an overridden key follows it: the warm-up the horizon, the last rate the first.
-    """
-    asked = dict(text.split("=", 1) for text in overrides if "=" in text)
-    steps = asked.get("scheduler.total_steps", "600")
-    shaped = "scheduler.strategy" in asked or "optimizer.learning_rate" in asked
-    scheduler: dict[str, object] = {} if shaped else {"min_lr": 1e-4}
-    if "scheduler.total_epochs" not in asked:
-        scheduler |= {"total_steps": 600, "warmup_steps": min(30, int(steps) // 20) if steps.isdecimal() else 30}
-    return {
-        "model": {
-            "hidden_size": 160,
-            "num_layers": 3,
-            "num_attention_heads": 5,
-            "max_position_embeddings": 256,
-        },
-        "tokenizer": {"tokenizer_json": str(tokenizer_json)},
-        "data": {"train_shards": [str(path.absolute()) for path in paths], "batch_size": 4},
-        "optimizer": {"learning_rate": 2e-3},
-        "scheduler": scheduler,
-        "runtime": {
-            "run_dir": str(run_dir),
-            "checkpoint": {"every_n_steps": 150, "max_keep": 2},
-            "evaluation": {"every_n_steps": 150},
-            "sample": {"every_n_steps": 300},
-        },
-    }
+def _tables(job: LocalJob, folder: RunFolder) -> dict[str, Any]:
+    """The preset with the job's paths. Its vocab_size is that of a tokenizer to train, not of the embedding."""
+    table = preset_table(job.profile or DEFAULT_PROFILE)
+    paths = job.inputs or (_reference_path(folder).absolute(),)
+    table["model"].pop("vocab_size", None)
+    table["tokenizer"]["tokenizer_json"] = str(_own_tokenizer(folder))
+    table["data"]["train_shards"] = [str(path.absolute()) for path in paths]
+    table["data"]["validation_shards"] = [str(path.absolute()) for path in job.validation]
+    table["runtime"]["run_dir"] = str(folder.root.resolve())
+    _follow(table, dict(text.split("=", 1) for text in job.overrides if "=" in text))
+    return table
 
 
-def _write_reference(folder: RunFolder, reporter: Reporter) -> Path:
+def _follow(table: dict[str, Any], asked: dict[str, str]) -> None:
+    """Let what depends on an overridden key go with it: the warm-up with the horizon, the last rate with the first."""
+    model, scheduler = table["model"], table["scheduler"]
+    if "model.num_attention_heads" in asked:
+        model.pop("num_key_value_heads", None)
+    if "scheduler.strategy" in asked or "optimizer.learning_rate" in asked:
+        scheduler.pop("min_lr", None)
+    if "scheduler.total_epochs" in asked:
+        scheduler.pop("total_steps", None)
+        scheduler.pop("warmup_steps", None)
+    if {"scheduler.strategy", "scheduler.total_steps", "scheduler.total_epochs", "scheduler.warmup_steps"} & {*asked}:
+        scheduler.pop("decay_steps", None)
+    steps = asked.get("scheduler.total_steps", "")
+    if steps.isdecimal() and "warmup_steps" in scheduler:
+        scheduler["warmup_steps"] = min(scheduler["warmup_steps"], int(steps) // 20)
+
+
+def _reference_path(folder: RunFolder) -> Path:
+    return folder.root / "corpus" / "python-language-reference.txt"
+
+
+def _write_reference(folder: RunFolder, reporter: Reporter) -> None:
     """The default corpus as a file of the run's own."""
-    path = folder.root / "corpus" / "python-language-reference.txt"
+    path = _reference_path(folder)
     if not path.exists():
         text = python_reference()
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, text)
         reporter.say(f"corpus: no --input given, so Python's own language reference, {len(text):,} characters")
-    return path
 
 
-def _train_tokenizer(job: LocalJob, corpus: Corpus, home: Path, reporter: Reporter) -> None:
-    """The run's tokenizer, of the size asked for; without a wish, as near to the preset's as the text allows."""
+def planned_vocab_size(job: LocalJob, folder: RunFolder) -> int:
+    """Tokens of the job's tokenizer: of the one that is there or given, else of the one to train, at the most."""
+    there = job.tokenizer_json or _own_tokenizer(folder)
+    if there.is_file() and (job.tokenizer_json is not None or job.tokenizer == "reuse"):
+        return load_tokenizer(there).vocab_size
+    if job.vocab_size is not None:
+        return job.vocab_size
+    return int(preset_table(job.profile or DEFAULT_PROFILE)["model"]["vocab_size"])
+
+
+def _settle_tokenizer(job: LocalJob, corpus: Corpus, path: Path, reporter: Reporter) -> None:
+    """The run's tokenizer at `path`: the one given, the one there, or one trained of the size asked for.
+
+    Without a wish, as near to the preset's size as the text allows.
+    """
+    if job.tokenizer_json is not None:
+        tokenizer = load_tokenizer(job.tokenizer_json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_name("manifest.json").unlink(missing_ok=True)  # it would vouch for another tokenizer
+        write_atomic(path, tokenizer.content)
+        reporter.say(f"tokenizer: {tokenizer.vocab_size} tokens, copied from {job.tokenizer_json}")
+        return
+    if job.tokenizer == "reuse":
+        reporter.say(f"tokenizer: {load_tokenizer(path).vocab_size} tokens, as it was in {path.parent}")
+        return
+    size = planned_vocab_size(job, RunFolder(path.parents[1]))
     try:
-        tokenizer = train_on_corpus(corpus, job.vocab_size or LOCAL_VOCAB_SIZE, home, TOKENIZER_BYTES)
+        tokenizer = train_on_corpus(corpus, size, path.parent, job.tokenizer_bytes)
     except VocabularyError as error:
         if job.vocab_size is not None:
             raise
-        tokenizer = train_on_corpus(corpus, error.supported, home, TOKENIZER_BYTES)
+        tokenizer = train_on_corpus(corpus, error.supported, path.parent, job.tokenizer_bytes)
     reporter.say(f"tokenizer: {tokenizer.vocab_size} tokens of byte-level BPE, trained on this text")
 
 

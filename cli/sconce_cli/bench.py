@@ -1,20 +1,18 @@
 """`sconce bench`: how fast a config trains on this machine."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sconce_cli.options import BackendOption, Hardware, OverrideOption
+from sconce_cli.options import BackendOption, ConfigOption, Hardware, OverrideOption, ProfileOption, load_source
 
 if TYPE_CHECKING:
     from sconce.training.bench import Bench, Spread
 
 
 def bench(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="TOML, YAML or JSON; `sconce config docs` lists every key.")
-    ],
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
     backend: BackendOption = Hardware.auto,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Updates to time, after a warm-up.")] = 20,
     override: OverrideOption = None,
@@ -23,11 +21,10 @@ def bench(
     """Time a config's training steps, phase by phase; nothing of the run is kept."""
     import json
 
-    from sconce.config import load_config
     from sconce.training.bench import bench_config
     from sconce_cli.console import make_reporter
 
-    loaded = load_config(config, override or [])
+    loaded = load_source(config, profile, override or [])
     reporter = make_reporter(quiet=as_json, as_json=False)
     found = bench_config(loaded, hardware=backend.value, steps=steps, reporter=reporter)
     typer.echo(json.dumps(found.as_object()) if as_json else "\n".join(as_text(found)))

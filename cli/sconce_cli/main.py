@@ -23,6 +23,7 @@ from sconce_cli import (
     tokenizer,
     train,
 )
+from sconce_cli.earlier_flags import refuse_retired
 
 app = typer.Typer(
     help="Pretrain decoder-only language models from scratch: on a Mac with MLX, on a GPU with PyTorch.",
@@ -53,6 +54,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a run
     try:
+        refuse_retired(sys.argv[1:])
         app()
     except SconceError as error:
         sys.exit(_complain(str(error), error.exit_code))

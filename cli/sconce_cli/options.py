@@ -1,10 +1,14 @@
 """Options that several commands share."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sconce.config import RunConfig
 
 
 class Hardware(StrEnum):
@@ -37,6 +41,13 @@ OverrideOption = Annotated[
         "--override", metavar="KEY=VALUE", help="Change one config key, e.g. scheduler.total_steps=500. Repeatable."
     ),
 ]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML, YAML or JSON; `sconce config docs` lists every key.")
+]
+ProfileOption = Annotated[
+    str | None,
+    typer.Option("--profile", metavar="NAME", help="A config that comes with Sconce instead, such as runpod_124m."),
+]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="Folder that the run owns.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one value a line, instead of text.")]
@@ -45,3 +56,29 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one value 
 def chosen_run_dir(option: Path | None, configured: Path | None, config: Path) -> Path:
     """The run's folder: as the option says, else the config, else named after the config's file."""
     return option or configured or Path("runs") / config.stem
+
+
+def load_source(config: Path | None, profile: str | None, overrides: Sequence[str]) -> "RunConfig":
+    """The config of a file or of a preset. Raises ConfigError, also unless exactly one of the two is given."""
+    from sconce.config import load_config, load_preset
+
+    check_source(config, profile)
+    return load_preset(profile, overrides) if profile is not None else load_config(source_path(config), overrides)
+
+
+def check_source(config: Path | None, profile: str | None) -> None:
+    """Raise ConfigError unless exactly one of a file and a preset is given."""
+    from sconce.config import preset_names
+    from sconce.errors import ConfigError
+
+    if (config is None) == (profile is None):
+        found = "neither" if config is None else "both"
+        raise ConfigError(
+            f"found {found} of a config file and --profile, expected one of them; presets: {', '.join(preset_names())}"
+        )
+
+
+def source_path(config: Path | None) -> Path:
+    """The config file, where `check_source` has found one."""
+    assert config is not None
+    return config

@@ -1,13 +1,14 @@
 """`sconce plan`: what a config needs and takes on a device."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sconce_cli.options import BackendOption, Hardware, OverrideOption
+from sconce_cli.options import BackendOption, ConfigOption, Hardware, OverrideOption, ProfileOption, load_source
 
 if TYPE_CHECKING:
+    from sconce.backend import Hardware as Choosable
+    from sconce.config import RunConfig
     from sconce.planning.choice import Choice
     from sconce.training.plan import Estimate, Plan
 
@@ -24,9 +25,8 @@ PARTS = {
 
 
 def plan(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="TOML, YAML or JSON; `sconce config docs` lists every key.")
-    ],
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
     device: Annotated[
         str | None,
         typer.Option("--device", metavar="NAME", help="Such as h100, a100-80, m3-max-64. [default: this machine]"),
@@ -42,22 +42,30 @@ def plan(
     """Parameters, FLOPs, memory by part, time and cost of a run, without running it."""
     import json
 
+    from sconce.planning.devices import named
+    from sconce.training.plan import plan_run
+
+    loaded = load_source(config, profile, override or [])
+    if device is None or device == "cpu":
+        made = plan_here(loaded, "cpu" if device == "cpu" else backend.value, mfu=mfu, price=price)
+    else:
+        made = plan_run(loaded, named(device), mfu=mfu, price=price)
+    typer.echo(json.dumps(made.as_object()) if as_json else "\n".join(as_text(made)))
+
+
+def plan_here(
+    config: "RunConfig", hardware: "Choosable", *, mfu: float | None = None, price: float | None = None
+) -> "Plan":
+    """The plan for a backend's device on this machine, whose matrix products are measured."""
     from sconce.backend import load_backend
-    from sconce.config import load_config, precision
-    from sconce.planning.devices import named, of_backend
+    from sconce.config import precision
+    from sconce.planning.devices import of_backend
     from sconce.planning.probe import matmul_flops_per_second
     from sconce.training.plan import plan_run
 
-    loaded = load_config(config, override or [])
-    measured = None
-    if device is None or device == "cpu":
-        here = load_backend("cpu" if device == "cpu" else backend.value)
-        target, kind = of_backend(here.device()), precision(loaded)
-        measured = matmul_flops_per_second(lambda size, repeats: here.matmul_seconds(kind, size, repeats))
-    else:
-        target = named(device)
-    made = plan_run(loaded, target, measured=measured, mfu=mfu, price=price)
-    typer.echo(json.dumps(made.as_object()) if as_json else "\n".join(as_text(made)))
+    here, kind = load_backend(hardware), precision(config)
+    measured = matmul_flops_per_second(lambda size, repeats: here.matmul_seconds(kind, size, repeats))
+    return plan_run(config, of_backend(here.device()), measured=measured, mfu=mfu, price=price)
 
 
 def as_text(plan: "Plan") -> list[str]:

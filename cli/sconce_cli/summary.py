@@ -20,9 +20,10 @@ def program() -> str:
     return called if called.endswith("/sconce") and not on_path else "sconce"
 
 
-def train_command(config: Path, run_dir: Path, backend: str, overrides: Sequence[str]) -> str:
-    """The command that goes on with a run, ready to be typed."""
-    words = [program(), "train", "--config", str(config), "--run-dir", str(run_dir), "--resume"]
+def train_command(config: Path | str, run_dir: Path, backend: str, overrides: Sequence[str]) -> str:
+    """The command that goes on with a run, ready to be typed; a `config` that is no path is a preset's name."""
+    source = ["--profile", config] if isinstance(config, str) else ["--config", str(config)]
+    words = [program(), "train", *source, "--run-dir", str(run_dir), "--resume"]
     words += [] if backend == "auto" else ["--backend", backend]
     words += [word for override in overrides for word in ("--override", override)]
     return shlex.join(words)

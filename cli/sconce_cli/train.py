@@ -7,19 +7,21 @@ import typer
 
 from sconce_cli.options import (
     BackendOption,
+    ConfigOption,
     Hardware,
     JsonOption,
     OverrideOption,
+    ProfileOption,
     QuietOption,
     RunDirOption,
     chosen_run_dir,
+    load_source,
 )
 
 
 def train(
-    config: Annotated[
-        Path, typer.Option("--config", "-c", help="TOML, YAML or JSON; `sconce config docs` lists every key.")
-    ],
+    config: ConfigOption = None,
+    profile: ProfileOption = None,
     run_dir: RunDirOption = None,
     backend: BackendOption = Hardware.auto,
     resume: Annotated[
@@ -42,15 +44,19 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train the model that a config describes, or go on where its run folder stopped."""
-    from sconce.config import load_config
+    from sconce.config import load_table
     from sconce.training.job import train_config
     from sconce.training.run import RunFolder
     from sconce_cli.console import make_reporter
     from sconce_cli.summary import report_outcome, train_command
 
-    loaded = load_config(config, override or [])
-    folder = RunFolder(chosen_run_dir(run_dir, loaded.runtime.run_dir, config))
+    loaded = load_source(config, profile, override or [])
+    source = profile or config
+    assert source is not None
+    folder = RunFolder(chosen_run_dir(run_dir, loaded.runtime.run_dir, Path(source)))
     reporter = make_reporter(quiet, as_json)
+    for note in load_table(config)[1] if config is not None else ():
+        reporter.say(f"note: {note}")
     outcome = train_config(
         loaded,
         folder,
@@ -60,6 +66,6 @@ def train(
         certificate=certificate,
         reporter=reporter,
     )
-    again = train_command(config, folder.root, backend.value, override or [])
+    again = train_command(source, folder.root, backend.value, override or [])
     report_outcome(outcome, folder, again, reporter)
     raise typer.Exit(outcome.exit_code)

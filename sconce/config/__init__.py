@@ -5,6 +5,10 @@ from sconce.config.load import config_from as config_from
 from sconce.config.load import config_from_resolved as config_from_resolved
 from sconce.config.load import config_from_tables as config_from_tables
 from sconce.config.load import load_config as load_config
+from sconce.config.load import load_table as load_table
+from sconce.config.presets import load_preset as load_preset
+from sconce.config.presets import preset_names as preset_names
+from sconce.config.presets import preset_table as preset_table
 from sconce.config.resolve import Difference as Difference
 from sconce.config.resolve import beta2 as beta2
 from sconce.config.resolve import differences as differences

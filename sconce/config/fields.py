@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import PositiveInt
 from pydantic.fields import FieldInfo
 
+from sconce.config.advice import ADVICE
 from sconce.config.schema import RunConfig, Section, Weight
 
 PATHS: object = tuple[Path, ...]
@@ -110,5 +111,7 @@ def _name(key: str) -> str:
 
 def unknown(key: str) -> str:
     """The message for a key that does not exist."""
+    if key in ADVICE:
+        return f"a key of the earlier system: {ADVICE[key]}"
     guess = nearest(key)
     return f"unknown key; did you mean {guess}?" if guess else "unknown key; `sconce config docs` lists them all"

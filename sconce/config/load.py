@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from sconce.config.earlier import translate
 from sconce.config.fields import expected, fields, unknown
 from sconce.config.overrides import absolutize, apply_override
 from sconce.config.read import Table, flat, read_table
@@ -34,8 +35,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Paths in the file are relative to the file, those in overrides to the working directory. Raises ConfigError
     with every fault on a line of its own.
     """
-    table = read_table(path)
-    absolutize(table, path.resolve().parent)
+    table, _ = load_table(path)
     return config_from(table, str(path), overrides)
 
 
@@ -44,6 +44,18 @@ def config_from_tables(tables: Mapping[str, object], overrides: Sequence[str] = 
     table: Table = copy.deepcopy(dict(tables))
     absolutize(table, Path.cwd())
     return config_from(table, "config", overrides)
+
+
+def load_table(path: Path, base: Path | None = None) -> tuple[Table, list[str]]:
+    """A file's tables, unchecked, with absolute paths and the earlier system's keys turned into ours.
+
+    Paths are relative to `base`, by default the file's folder. The lines say which keys were turned. Raises
+    ConfigError when the file cannot be read.
+    """
+    table = read_table(path)
+    notes = translate(table)
+    absolutize(table, base or path.resolve().parent)
+    return table, notes
 
 
 def config_from(

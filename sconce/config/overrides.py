@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from sconce.config.fields import PATHS, STEPS, WEIGHTS, expected, fields, is_optional, tables, unknown, value_type
-from sconce.config.read import Table
+from sconce.config.read import Table, inner_table
 
 
 def absolutize(table: Table, base: Path) -> None:
@@ -16,19 +15,9 @@ def absolutize(table: Table, base: Path) -> None:
         if not (value_type(field) is Path or value_type(field) == PATHS):
             continue
         *sections, name = key.split(".")
-        section = _section(table, sections)
+        section = inner_table(table, sections)
         if section is not None and name in section:
             section[name] = _rebase(section[name], value_type(field), base)
-
-
-def _section(table: Table, names: Sequence[str]) -> Table | None:
-    """The inner table of that path, None where the file has something else or nothing."""
-    for name in names:
-        value: object = table.get(name)
-        if not isinstance(value, dict):
-            return None
-        table = cast(Table, value)
-    return table
 
 
 def _rebase(value: object, kind: object, base: Path) -> object:

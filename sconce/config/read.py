@@ -59,6 +59,16 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, obje
             yield prefix + name, value
 
 
+def inner_table(table: Table, names: Iterable[str]) -> Table | None:
+    """The table at a path of names, None where the file has something else or nothing."""
+    for name in names:
+        value: object = table.get(name)
+        if not isinstance(value, dict):
+            return None
+        table = cast(Table, value)
+    return table
+
+
 def _decode(path: Path) -> str:
     raw = path.read_bytes()
     try:

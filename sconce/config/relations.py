@@ -69,7 +69,11 @@ def _data(config: RunConfig) -> Iterator[Relation]:
     if config.tokenizer.tokenizer_json is None:
         yield ("tokenizer.tokenizer_json",), "missing; expected the path of a tokenizer.json"
     if not data.train_shards:
-        yield ("data.train_shards",), "missing; expected a list of text files or folders"
+        yield (
+            ("data.train_shards",),
+            "missing; expected a list of text files or folders; write instead: "
+            'train_shards = ["corpus/"] and validation_fraction = 0.05',
+        )
     longest = config.model.max_position_embeddings
     if data.sequence_length is not None and data.sequence_length > longest:
         yield (
@@ -83,6 +87,9 @@ def _data(config: RunConfig) -> Iterator[Relation]:
         fitting = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
         advice = f"micro_batch_size = {fitting} and gradient_accumulation_steps = {batch // fitting}"
         yield keys, _instead(batch, f"micro-batches of {micro}", accumulation or 1, advice)
+    elif micro is None and accumulation is not None and batch < accumulation:  # what is held at once was meant
+        advice = f"batch_size = {batch * accumulation} and gradient_accumulation_steps = {accumulation}"
+        yield keys, _instead(batch, "equal micro-batches", accumulation, advice)
     elif micro is None and accumulation is not None and batch % accumulation:
         fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
         advice = f"batch_size = {batch} and gradient_accumulation_steps = {fitting}"

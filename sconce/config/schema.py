@@ -134,6 +134,7 @@ class DataConfig(Section):
         ge=1,
         description="Micro-batches per optimizer step, where micro_batch_size is not given.",
     )
+    prefetch: int = Field(default=2, ge=1, description="Batches made ahead by a thread while the device works.")
     cache_dir: Path | None = Field(
         default=None, description="Where token shards are built. Default: data in the run folder."
     )

@@ -15,11 +15,11 @@ class _Failure:
 
 
 class Prefetcher(Generic[T]):
-    """Calls `produce(start)`, `produce(start + 1)`, ... in one thread, two results ahead of `next`."""
+    """Calls `produce(start)`, `produce(start + 1)`, ... in one thread, `ahead` results before `next` asks."""
 
-    def __init__(self, produce: Callable[[int], T], start: int) -> None:
+    def __init__(self, produce: Callable[[int], T], start: int, ahead: int = 2) -> None:
         self._produce = produce
-        self._ready: queue.Queue[T | _Failure] = queue.Queue(maxsize=2)
+        self._ready: queue.Queue[T | _Failure] = queue.Queue(maxsize=ahead)
         self._closing = threading.Event()
         # A daemon, so that a read that never returns cannot keep the process alive.
         self._thread = threading.Thread(target=self._run, args=(start,), name="sconce-prefetch", daemon=True)

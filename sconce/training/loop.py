@@ -91,7 +91,8 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     started_at = run.step
     run.reporter.start(run.step, total)
     try:
-        with catch_stop_signals() as request, Prefetcher(trainer.step_data, run.step) as data, _frozen_heap():
+        prefetcher = Prefetcher(trainer.step_data, run.step, run.config.data.prefetch)
+        with catch_stop_signals() as request, prefetcher as data, _frozen_heap():
             trainer.run_updates(data, end, request)
             trainer.save_if_new()  # inside: a signal that comes only now must not end the save
             finished = run.step == total

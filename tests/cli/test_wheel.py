@@ -75,7 +75,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         "sconce_mlx",
         "sconce_torch",
     }
-    assert any(name.startswith("sconce/conformance/golden.npz") for name in names)
+    for data in ("sconce/conformance/golden.npz", "sconce/configs/runpod_4b.toml"):
+        assert any(name.startswith(data) for name in names), data
 
 
 @pytest.mark.slow

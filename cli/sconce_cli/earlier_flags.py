@@ -1,0 +1,34 @@
+"""Flags of the earlier system's `orchestrate` that cannot be had, each with what to type instead."""
+
+from collections.abc import Mapping, Sequence
+
+_STREAM = "text is read from files here: download it first, and give --input FOLDER"
+_SHARDS = "text is not cut into files here, and token shards have a size of their own: leave it out"
+RETIRED: Mapping[str, str] = {
+    "--stream": _STREAM,
+    "--dataset": _STREAM,
+    "--split": _STREAM,
+    "--max-samples": _STREAM,
+    "--stream-batch-size": _STREAM,
+    "--experiment": "a run is named by its folder: give --run-dir runs/NAME",
+    "--train-shard-lines": _SHARDS,
+    "--validation-shard-lines": _SHARDS,
+    "--tokenizer-max-lines": "counted in bytes here: give --tokenizer-max-bytes N",
+    "--tokenizer-seed": "training a tokenizer draws nothing at random: leave it out",
+    "--shuffle-buffer": "every epoch is shuffled as a whole: leave it out",
+    "--loader-workers": "batches are made ahead by a thread: give --override data.prefetch=N",
+}
+
+
+def refuse_retired(words: Sequence[str]) -> None:
+    """Raise ConfigError for such a flag among the words of a command line, which is refused before it is parsed."""
+    from sconce.errors import ConfigError
+
+    if "orchestrate" not in words[:1]:
+        return
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        name, _, value = word.partition("=")
+        if name in RETIRED:
+            raise ConfigError(f"{name}: {RETIRED[name]}")
+        if name == "--tensorboard" and (value or not following.startswith("-")):
+            raise ConfigError("--tensorboard takes no folder: its files go to tensorboard/ in the run folder")
