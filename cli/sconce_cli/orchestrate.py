@@ -54,7 +54,7 @@ def orchestrate(
         typer.Option(
             "--input",
             metavar="FILE_OR_FOLDER",
-            help="Text to learn from (.txt, .md, .gz). Repeatable. Without it: the language reference inside Python.",
+            help="Text to learn from (.txt, .jsonl, .parquet, .gz). Repeatable. Without it: Python's own reference.",
         ),
     ] = None,
     validation: Annotated[
@@ -218,7 +218,8 @@ def orchestrate(
     reporter = make_reporter(quiet, as_json)
     outcome = orchestrate_local(job, folder, hardware=backend.value, reporter=reporter)
     again = train_command(run_dir / "training.toml", run_dir, backend.value, overrides)
-    report_outcome(outcome, folder, again, reporter)
+    longer = train_command(run_dir / "training.toml", run_dir, backend.value, [*overrides, outcome.extend])
+    report_outcome(outcome, folder, again, longer, reporter)
     raise typer.Exit(outcome.exit_code)
 
 

@@ -25,12 +25,13 @@ def train_command(config: Path | str, run_dir: Path, backend: str, overrides: Se
     source = ["--profile", config] if isinstance(config, str) else ["--config", str(config)]
     words = [program(), "train", *source, "--run-dir", str(run_dir), "--resume"]
     words += [] if backend == "auto" else ["--backend", backend]
-    words += [word for override in overrides for word in ("--override", override)]
+    last = {override.split("=", 1)[0]: override for override in overrides}  # of one key, the last counts
+    words += [word for override in last.values() for word in ("--override", override)]
     return shlex.join(words)
 
 
-def report_outcome(outcome: Outcome, folder: RunFolder, again: str, terminal: Terminal) -> None:
-    """Tell how a run ended; `again` is the command that goes on with it."""
+def report_outcome(outcome: Outcome, folder: RunFolder, again: str, longer: str, terminal: Terminal) -> None:
+    """Tell how a run ended; `again` is the command that goes on with it, `longer` the one that lets it train on."""
     fields = {**asdict(outcome), "run_dir": str(folder.root), "resume": again}
     if outcome.evaluation is None:
         stopped = f"stopped at step {outcome.step} of {outcome.total_steps} by {outcome.stopped_by}; saved. Go on with:"
@@ -38,14 +39,14 @@ def report_outcome(outcome: Outcome, folder: RunFolder, again: str, terminal: Te
     else:
         fields["bits_per_byte"] = outcome.evaluation.bits_per_byte
         fields["perplexity"] = outcome.evaluation.perplexity
-        terminal.outcome("finished", fields, _describe(outcome, folder, again))
+        terminal.outcome("finished", fields, _describe(outcome, folder, longer))
 
 
 def _tensorboard(folder: RunFolder) -> str:
     return f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}  (pip install tensorboard)"
 
 
-def _describe(outcome: Outcome, folder: RunFolder, again: str) -> str:
+def _describe(outcome: Outcome, folder: RunFolder, longer: str) -> str:
     evaluation = outcome.evaluation
     assert evaluation is not None
     model = folder.checkpoints / f"step-{outcome.step:08d}"
@@ -65,6 +66,6 @@ def _describe(outcome: Outcome, folder: RunFolder, again: str) -> str:
         "next:",
         f'  {shlex.quote(program())} generate {run} --prompt "Once"',
         *([_tensorboard(folder)] if folder.tensorboard.is_dir() else []),
-        f"  {again} --override {outcome.extend}",
+        f"  {longer}",
     ]
     return "\n".join(lines)

@@ -67,5 +67,6 @@ def train(
         reporter=reporter,
     )
     again = train_command(source, folder.root, backend.value, override or [])
-    report_outcome(outcome, folder, again, reporter)
+    longer = train_command(source, folder.root, backend.value, [*(override or []), outcome.extend])
+    report_outcome(outcome, folder, again, longer, reporter)
     raise typer.Exit(outcome.exit_code)

@@ -171,14 +171,14 @@ def _without_idle(config: RunConfig, table: dict[str, Any]) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Keys on which two results of `to_json` disagree; a key that one lacks counts as its default.
 
-    What `new` leaves to the device agrees with anything.
+    What either leaves to the device agrees with anything.
     """
     before, after = dict(flat(old)), dict(flat(new))
     found: list[Difference] = []
     for key, field in fields().items():
         default = field.get_default(call_default_factory=True)
         a, b = before.get(key, default), after.get(key, default)
-        if key not in PLACES and a != b and not (key in PLANNED and b is None):
+        if key not in PLACES and a != b and not (key in PLANNED and None in (a, b)):
             found.append(Difference(key, a, b, allowed=not key.startswith(FIXED)))
     return found
 

@@ -153,6 +153,8 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     config, fitted = fit_to_device(config, spec, device, loaded)
     tokens = run_tokens(config, folder.root, tokenizer, loaded, reporter.say)
     stages = mixture_stages(config)
+    if stages:
+        _check_sources(config, tokens)
     rows = open_train_rows(tokens, sequence_length(config), config.data.packing, bool(stages))
     _check_fits(config, spec, tokenizer, tokens)
     held_out = open_rows(tokens, "validation", sequence_length(config), config.data.packing)
@@ -168,7 +170,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         empty = 1 - tokens.train.num_tokens / (rows.num_rows * rows.seq_len)
         reporter.say(f"packing: {rows.num_rows:,} rows, {empty:.2%} of their places empty")
     if isinstance(order, MixedOrder):
-        reporter.say(_describe_mixture(config, order, schedule.total_steps))
+        reporter.say(_describe_mixture(tokens, order, schedule.total_steps))
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
     return Run(
@@ -213,10 +215,20 @@ def describe_yardstick(yardstick: Yardstick, kind: str) -> str:
     )
 
 
-def _describe_mixture(config: RunConfig, order: MixedOrder, steps: int) -> str:
-    paths = zip(config.data.train_shards, order.sizes, order.source_epochs(steps), strict=True)
+def _check_sources(config: RunConfig, tokens: TokenData) -> None:
+    """Raise ConfigError when `data.weights` would speak of other sources than those that the shards are of."""
+    now, then = ([Path(path).name for path in paths] for paths in (config.data.train_shards, tokens.manifest.paths))
+    if now != then:
+        raise ConfigError(
+            f"data.train_shards: {', '.join(now)} now, {', '.join(then)} in {tokens.folder}; data.weights are theirs "
+            "in that order: put them back, or train in another --run-dir"
+        )
+
+
+def _describe_mixture(tokens: TokenData, order: MixedOrder, steps: int) -> str:
+    paths = zip(tokens.manifest.paths, order.sizes, order.source_epochs(steps), strict=True)
     return "mixture: " + "; ".join(
-        f"{path.name} {size:,} rows, {epochs:.2f} epochs by step {steps}" for path, size, epochs in paths
+        f"{Path(path).name} {size:,} rows, {epochs:.2f} epochs by step {steps}" for path, size, epochs in paths
     )
 
 

@@ -15,9 +15,8 @@ from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.recipe import make_schedule, mixture_stages
 from sconce.training.run import RunFolder, check_same_run
 from sconce.training.tokens import (
-    build_tokens,
-    check_same_tokens,
     corpus_of,
+    rebuild_tokens,
     run_tokens,
     shards_folder,
     shards_there,
@@ -80,8 +79,7 @@ def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
     corpus, place = corpus_of(config), shards_folder(config, folder.root, tokenizer)
     tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
-        tokens = build_tokens(corpus, tokenizer, place, say=lambda _: None)
-        check_same_tokens(tokens, loaded)
+        tokens = rebuild_tokens(corpus, tokenizer, place, loaded, say=lambda _: None)
     return _reader(config, tokenizer, tokens, loaded)
 
 

@@ -1,6 +1,7 @@
 """The token shards of a run: those it began with, or made of its text."""
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +36,7 @@ def run_tokens(
     corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
     tokens = None if loaded is None else shards_there(place, tokenizer, loaded, verify=True)
     if tokens is None:
-        tokens = build_tokens(corpus, tokenizer, place, say=say, workers=workers)
-        check_same_tokens(tokens, loaded)
+        tokens = rebuild_tokens(corpus, tokenizer, place, loaded, say=say, workers=workers)
     elif not is_current(corpus, tokenizer, place):
         say("note: the text has changed since this run began; the run goes on with the tokens it began with")
     say(
@@ -44,6 +44,35 @@ def run_tokens(
         f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
     )
     return tokens
+
+
+def rebuild_tokens(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    place: Path,
+    loaded: LoadedCheckpoint | None,
+    *,
+    say: Say,
+    workers: int | None = None,
+) -> TokenData:
+    """`build_tokens`, which replaces what is in `place` only once it is what the checkpoint's run was trained on.
+
+    Raises CheckpointError when it is not, with `place` as it was.
+    """
+    if loaded is None or is_current(corpus, tokenizer, place):  # the same text gives the same tokens
+        tokens = build_tokens(corpus, tokenizer, place, say=say, workers=workers)
+        check_same_tokens(tokens, loaded, place)
+        return tokens
+    beside = place.with_name(f"{place.name}.remade")
+    try:
+        check_same_tokens(build_tokens(corpus, tokenizer, beside, say=say, workers=workers), loaded, place)
+    except CheckpointError:
+        shutil.rmtree(beside)
+        raise
+    if place.exists():
+        shutil.rmtree(place)
+    beside.rename(place)
+    return open_tokens(place)
 
 
 def build_tokens(
@@ -137,14 +166,14 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None) -> None:
-    """Raise CheckpointError if the checkpoint's run, should there be one, was trained on other tokens."""
+def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None, place: Path) -> None:
+    """Raise CheckpointError, about `place`, if the checkpoint's run, should there be one, knew other tokens."""
     expected = None if loaded is None else loaded.record.cursor.get("fingerprint")
     if loaded is None or expected is None:  # imported: it goes on with any text
         return
     if expected != tokens.fingerprint:
         raise CheckpointError(
-            f"{tokens.folder}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
+            f"{place}: not the tokens this run was trained on (fingerprint {tokens.fingerprint[:12]}, "
             f"{loaded.path} has {str(expected)[:12]}): the text, its split or the "
             "document rule changed; put the text back, or train in another --run-dir"
         )

@@ -282,3 +282,15 @@ def test_verify_deep_without_the_tokens_says_so(place):
     done = sconce("checkpoint", "verify", place / "run" / "checkpoints" / STEP, "--deep", "--backend", "cpu")
     assert done.returncode == 2
     assert "not the token shards of this checkpoint's run" in done.stderr
+
+
+def test_a_refused_resume_leaves_the_shards_as_they_were(place):
+    """A shard is damaged, the text another: what can still be looked at must not become other tokens."""
+    shard = place / "run" / "data" / "train-00000.bin"
+    shard_and_text_edited(place)
+    before = shard.read_bytes()
+    done = train(place, "--resume")
+    assert done.returncode == 2
+    assert "not the tokens this run was trained on" in done.stderr
+    assert shard.read_bytes() == before
+    assert sorted(path.name for path in (place / "run").iterdir() if path.name.startswith("data")) == ["data"]
