@@ -90,8 +90,8 @@ def verify(
 
     With --deep, on --backend, also the token shards' hashes, and the loss that the next micro-batch must have.
 
-    Changes nothing. Exit code 0: all intact; 2: a fault, or with --deep a checkpoint that has no certificate to
-    compare with, though it was not imported.
+    Changes nothing, but that --deep makes a missing or damaged packing plan again. Exit code 0: all intact; 2: a
+    fault, or with --deep a checkpoint that has no certificate to compare with, though it was not imported.
     """
     from sconce.checkpoint.verify import folders_to_verify
     from sconce.errors import CheckpointError
