@@ -304,7 +304,7 @@ def test_paths_that_climb_or_are_links_survive_being_written(tmp_path):
 
 
 def test_differences_tell_what_a_resumed_run_may_change(tmp_path):
-    old = load(tmp_path)
+    old = load(tmp_path, "data.micro_batch_size=2")
     new = load(
         tmp_path,
         "tokenizer.tokenizer_json=/moved/tokenizer.json",
@@ -312,6 +312,7 @@ def test_differences_tell_what_a_resumed_run_may_change(tmp_path):
         "data.sequence_length=256",  # what it was by default
         "optimizer.learning_rate=0.01",
         "data.micro_batch_size=4",
+        "runtime.loss_chunk=64",  # was the planner's to choose, which is no change of the user's
         "model.num_layers=5",
         "runtime.seed=7",
     )
