@@ -218,8 +218,19 @@ def _record_pairs(record: "Checkpoint") -> list[tuple[str, object]]:
         ("backend", record.backend),
         ("precision", record.precision),
         ("versions", _inline(record.versions)),
-        ("hardware", _inline(record.hardware)),
+        ("hardware", _inline(_readable(record.hardware))),
     ]
+
+
+def _readable(hardware: Mapping[str, object]) -> dict[str, object]:
+    """Without what is unknown, bytes as MiB or GiB and FLOP/s in teraflops."""
+    known = {key: value for key, value in hardware.items() if value is not None}
+    for key, value in known.items():
+        if isinstance(value, int | float) and key.endswith("_bytes"):
+            known[key] = readable_size(int(value))
+        elif isinstance(value, int | float) and key.endswith("_flops_per_second"):
+            known[key] = f"{value / 1e12:.3g} TFLOP/s"
+    return known
 
 
 def _listed_json(entry: "Listed") -> dict[str, object]:

@@ -44,7 +44,8 @@ class Memory:
 
     `casts` are weights in the activations' precision; `activations` all that waits for the backward pass; `logits`
     what making the loss needs; `working` what the backward pass through one block needs. `carried` are the gradients
-    that are there while the loss is made: of earlier micro-batches, and of the head.
+    that are there when it starts: of earlier micro-batches, and of the head. `remaining` are the activations that are
+    still there when it ends and all gradients are.
     """
 
     weights: int
@@ -55,12 +56,15 @@ class Memory:
     logits: int
     working: int
     carried: int
+    remaining: int
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time: while the loss is made, or on the way back through the blocks."""
-        steady = self.weights + self.optimizer + self.casts + self.activations
-        return steady + max(self.logits + self.carried, self.working + self.gradients)
+        """The most that is held at one time: while the loss is made, or at either end of the way back."""
+        loss = self.activations + self.carried + self.logits
+        first = self.activations + self.carried + self.working
+        last = self.remaining + self.gradients + self.working
+        return self.weights + self.optimizer + self.casts + max(loss, first, last)
 
 
 def step_memory(setting: Setting) -> Memory:
@@ -74,6 +78,8 @@ def step_memory(setting: Setting) -> Memory:
     recomputed = _recomputed_blocks(setting)
     inputs = recomputed * spec.hidden_size * BYTES[setting.options.precision]
     activations = (spec.num_layers - recomputed) * kept + inputs + _end_bytes(setting)
+    # PyTorch frees what a block kept when its gradients are there; MLX's graph holds on to it.
+    remaining = activations if setting.framework == "mlx" else activations // spec.num_layers
     return Memory(
         weights=weights,
         optimizer=state - weights,
@@ -84,6 +90,7 @@ def step_memory(setting: Setting) -> Memory:
         logits=_loss_bytes(setting),
         working=tokens * (working + _recompute_bytes(setting, kept, working)),
         carried=sums + head_gradient,
+        remaining=tokens * remaining + _mask_bytes(setting),
     )
 
 
@@ -128,8 +135,11 @@ def _block_bytes(setting: Setting) -> tuple[int, int]:
     mlp = ffn * act * _mlp_arrays(setting)
     norms = 2 * (_norm_bytes(setting, hidden) + hidden * act)
     dropout = 2 * hidden if spec.residual_dropout > 0 else 0  # which elements were kept, a byte each
-    backward = ffn * (4 if setting.framework == "mlx" else act) * (4 if gated else 2)
-    return norms + attention + mlp + dropout, max(backward, 2 * hidden * 4) + attention_working
+    kept = norms + attention + mlp + dropout
+    if setting.framework == "mlx":
+        return kept, max(4 * ffn * (4 if gated else 2), 2 * hidden * 4) + attention_working
+    # By the time that attention is reached, what the MLP kept is free.
+    return kept, max(2 * ffn * act, 2 * hidden * 4, attention_working - mlp)
 
 
 def _mlp_arrays(setting: Setting) -> int:
@@ -180,9 +190,13 @@ def _mask_bytes(setting: Setting) -> int:
 
 
 def _end_bytes(setting: Setting) -> int:
-    """Bytes a token of the ids at one end, and of the last norm with its output at the other."""
+    """Bytes a token of the ids at one end, and of the last norm at the other: in MLX with its output.
+
+    PyTorch's loss needs its input no longer once it has made its gradient.
+    """
     spec = setting.spec
-    return 16 + _norm_bytes(setting, spec.hidden_size) + spec.hidden_size * BYTES[setting.options.precision]
+    output = spec.hidden_size * BYTES[setting.options.precision] if setting.framework == "mlx" else 0
+    return 16 + _norm_bytes(setting, spec.hidden_size) + output
 
 
 def _cast_bytes(setting: Setting) -> int:
@@ -192,20 +206,19 @@ def _cast_bytes(setting: Setting) -> int:
     matrices = sum(param.size for param in spec.params() if param.group == "matrix")
     recomputed = _recomputed_blocks(setting)
     held = spec.num_layers - recomputed + min(recomputed, 1)  # one recomputed block at a time has its own
-    return 2 * (matrices * held // spec.num_layers + spec.vocab_size * spec.hidden_size)
+    table = spec.vocab_size * spec.hidden_size if setting.framework == "mlx" else 0  # else the loss lets it go
+    return 2 * (matrices * held // spec.num_layers + table)
 
 
 def _loss_bytes(setting: Setting) -> int:
-    """Logits, probabilities and their gradient; with chunks those of one, and what the chunks leave behind."""
+    """Logits, probabilities and their gradient, of one chunk at a time, and what the chunks leave behind."""
     spec, act = setting.spec, BYTES[setting.options.precision]
-    chunk, tokens = setting.options.loss_chunk, setting.tokens
     table = spec.vocab_size * spec.hidden_size
+    chunk = min(setting.options.loss_chunk or setting.tokens, setting.tokens)
     if setting.framework == "mlx":
-        a_token = spec.vocab_size * (12 if act == 4 else 14)
-        if chunk is None or tokens <= chunk:
-            return tokens * a_token
-        return chunk * a_token + -(-tokens // chunk) * table * act  # every chunk's gradient of the head stays
-    a_token = spec.vocab_size * ((8 if act == 4 else 10) if not setting.compiled else 2 * max(act, 3))
-    if chunk is None or tokens <= chunk:
-        return tokens * a_token
-    return chunk * a_token + 4 * table + tokens * spec.hidden_size * act
+        logits = chunk * spec.vocab_size * (12 if act == 4 else 14)
+        chunks = -(-setting.tokens // chunk)
+        return logits + (chunks * table * act if chunks > 1 else 0)  # every chunk's gradient of the head stays
+    a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
+    cast = table * act if act < 4 else 0
+    return chunk * spec.vocab_size * a_token + (4 + act) * table + cast + 2 * setting.tokens * spec.hidden_size * act

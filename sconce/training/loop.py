@@ -137,7 +137,10 @@ def _check_end(run: Run, stop_at: int | None) -> None:
     """Raise ConfigError when the run already is beyond where it is asked to end."""
     total = run.schedule.total_steps
     if run.step > total:
-        raise ConfigError(f"scheduler.total_steps: found {total}, but this run is already at step {run.step}")
+        raise ConfigError(
+            f"scheduler.total_steps: found {total}, but this run is already at step {run.step}; give the length it was "
+            f"last resumed with, or a longer one: --override scheduler.total_steps=N"
+        )
     if stop_at is not None and stop_at <= run.step < total:
         raise ConfigError(f"--stop-at {stop_at}: this run is already at step {run.step}; choose a later step")
     if stop_at is not None and stop_at > total:

@@ -79,13 +79,11 @@ def test_torch_keeps_what_the_model_says(case):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         learner._summed_nats(*learner._put_batch(batch), learner._dropout_keys(StepScalars(0, 1e-3, seed=0), 0, ROWS))
     memory = step_memory(setting)
-    spec, chunk = setting.spec, setting.options.loss_chunk
-    # Of the logits' part, log-probabilities wait for the backward pass; with chunks the two gradients do.
-    act = 4 if setting.options.precision == "fp32" else 2
-    waiting = 4 * setting.tokens * spec.vocab_size
-    if chunk:
-        waiting = 4 * spec.vocab_size * spec.hidden_size + act * setting.tokens * spec.hidden_size
-    expected = memory.activations + memory.casts + waiting
+    spec, act = setting.spec, 4 if setting.options.precision == "fp32" else 2
+    # Of the logits' part, the two gradients wait for the backward pass.
+    waiting = 4 * spec.vocab_size * spec.hidden_size + act * setting.tokens * spec.hidden_size
+    casts = 0 if setting.options.recompute_every else memory.casts  # a recomputed block casts in its backward pass
+    expected = memory.activations + casts + waiting
     assert sum(size for size, _ in saved.values()) == pytest.approx(expected, rel=0.1)
 
 
@@ -114,7 +112,7 @@ def test_torch_peak_is_near_the_estimate(case, tmp_path):
     setting = setting_of(CASES[case], "torch")
     memory = step_memory(setting)
     measured = torch_peak(setting, tmp_path)
-    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.25)
+    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.15)
 
 
 @mlx_only
