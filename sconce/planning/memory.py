@@ -216,9 +216,9 @@ def _loss_bytes(setting: Setting) -> int:
     table = spec.vocab_size * spec.hidden_size
     chunk = min(setting.options.loss_chunk or setting.tokens, setting.tokens)
     if setting.framework == "mlx":
-        logits = chunk * spec.vocab_size * (12 if act == 4 else 14)
         chunks = -(-setting.tokens // chunk)
-        return logits + (chunks * table * act if chunks > 1 else 0)  # every chunk's gradient of the head stays
+        logits = chunk * spec.vocab_size * (8 if act == 4 else 10)
+        return logits + (4 * chunks * table if chunks > 1 else 0)  # MLX makes every chunk's part before it adds them
     a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
     cast = table * act if act < 4 else 0
     return chunk * spec.vocab_size * a_token + (4 + act) * table + cast + 2 * setting.tokens * spec.hidden_size * act

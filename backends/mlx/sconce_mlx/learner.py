@@ -24,7 +24,7 @@ from sconce.dropout import row_keys
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import MLXDecoder
-from sconce_mlx.loss import token_nats
+from sconce_mlx.loss import summed_nats, token_nats
 from sconce_mlx.memory import out_of_memory
 from sconce_mlx.model import Model
 from sconce_mlx.optim import Optimizer, Tree, next_loss_scale
@@ -104,7 +104,10 @@ class MLXLearner:
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
         with out_of_memory(intact=True):
-            return np.array(self._token_nats(self.params, *_to_device(batch), None, differentiated=False))
+            inputs, targets, segments = _to_device(batch)
+            model = self._filled_model(self.params)
+            x_BTH = model.hidden(inputs, segments, None, differentiated=False)
+            return np.array(token_nats(x_BTH, model.head_weight, targets, self.run.loss_chunk))
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
@@ -145,23 +148,12 @@ class MLXLearner:
         keys_B: mx.array | None,
         scale: mx.array,
     ) -> mx.array:
-        return self._token_nats(params, inputs_BT, targets_BT, segments_BT, keys_B, differentiated=True).sum() * scale
+        model = self._filled_model(params)
+        x_BTH = model.hidden(inputs_BT, segments_BT, keys_B, differentiated=True)
+        return summed_nats(x_BTH, model.head_weight, targets_BT, self.run.loss_chunk) * scale
 
     def _dropout_keys(self, scalars: StepScalars, first_row: int, rows: int) -> mx.array | None:
         return mx.array(row_keys(scalars.seed, scalars.step, first_row, rows)) if self.spec.drops else None
-
-    def _token_nats(
-        self,
-        params: Tree,
-        inputs_BT: mx.array,
-        targets_BT: mx.array,
-        segments_BT: mx.array | None,
-        keys_B: mx.array | None,
-        differentiated: bool,
-    ) -> mx.array:
-        model = self._filled_model(params)
-        x_BTH = model.hidden(inputs_BT, segments_BT, keys_B, differentiated)
-        return token_nats(x_BTH, model.head_weight, targets_BT, self.run.loss_chunk)
 
     def _filled_model(self, params: Tree) -> Model:
         # A new module each time, which costs no arrays (they are lazy): a shared one would keep old weights alive,

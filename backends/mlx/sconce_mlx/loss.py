@@ -4,24 +4,56 @@ import mlx.core as mx
 
 
 def token_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chunk: int | None) -> mx.array:
-    """-log p(target) as float32 (B, T), of logits x @ weight.T made `chunk` tokens at a time; 0 where target is -1.
-
-    Chunks are computed again for their gradient.
-    """
+    """-log p(target) as float32 (B, T), of logits x @ weight.T made `chunk` tokens at a time; 0 where target is -1."""
     weight_VH = weight_VH.astype(x_BTH.dtype)
-    if chunk is None or targets_BT.size <= chunk:
-        return _nats(x_BTH, weight_VH, targets_BT)
     x_NH, targets_N = x_BTH.flatten(0, 1), targets_BT.flatten()
     parts: list[mx.array] = []
-    for start in range(0, targets_BT.size, chunk):
-        targets = targets_N[start : start + chunk]
-        # The targets by closure: recomputing wants a gradient for every argument, and integers have none.
-        part = mx.checkpoint(lambda x, weight, targets=targets: _nats(x, weight, targets))
-        parts.append(part(x_NH[start : start + chunk], weight_VH))
+    for start, end in _chunks(targets_N.size, chunk):
+        logits = (x_NH[start:end] @ weight_VH.T).astype(mx.float32)
+        picked = mx.take_along_axis(logits, mx.maximum(targets_N[start:end, None], 0), axis=-1).squeeze(-1)
+        parts.append(mx.where(targets_N[start:end] >= 0, mx.logsumexp(logits, axis=-1) - picked, 0.0))
     return mx.concatenate(parts).reshape(targets_BT.shape)
 
 
-def _nats(x: mx.array, weight_VH: mx.array, targets: mx.array) -> mx.array:
-    logits = (x @ weight_VH.T).astype(mx.float32)
-    picked = mx.take_along_axis(logits, mx.maximum(targets, 0)[..., None], axis=-1).squeeze(-1)
-    return mx.where(targets >= 0, mx.logsumexp(logits, axis=-1) - picked, 0.0)
+def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chunk: int | None) -> mx.array:
+    """The sum of `token_nats`, to be differentiated.
+
+    Makes both gradients on the way forward, while a chunk's logits are there, so that none is made twice or kept.
+    """
+
+    @mx.custom_function
+    def nats_and_grads(x_NH: mx.array, weight_VH: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        weight, targets_N = weight_VH.astype(x_NH.dtype), targets_BT.flatten()
+        total, grad_weight_VH = mx.array(0.0), mx.array(0.0)
+        grads_x: list[mx.array] = []
+        for start, end in _chunks(targets_N.size, chunk):
+            # A chunk waits for the one before: else MLX makes the logits of several at once.
+            x = mx.depends(x_NH[start:end], [grad_weight_VH])
+            targets = targets_N[start:end, None]
+            scored, picked = (targets >= 0).astype(mx.float32), mx.maximum(targets, 0)
+            logits = (x @ weight.T).astype(mx.float32)
+            logits = logits - logits.max(axis=-1, keepdims=True)
+            target_logits = mx.take_along_axis(logits, picked, axis=-1)
+            # One exponential of each logit is the softmax and, but for 1 at the target, the gradient.
+            exponentials = mx.exp(logits)
+            z = exponentials.sum(axis=-1, keepdims=True)
+            total = total + ((mx.log(z) - target_logits) * scored).sum()
+            at_target = (mx.exp(target_logits) / z - 1.0) * scored
+            grad = mx.put_along_axis(exponentials * (scored / z), picked, at_target, axis=-1).astype(x.dtype)
+            grads_x.append(grad @ weight)
+            grad_weight_VH = grad_weight_VH + (grad.T @ x).astype(mx.float32)
+        return total, mx.concatenate(grads_x), grad_weight_VH
+
+    @nats_and_grads.vjp
+    def pull(
+        _primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+    ) -> tuple[mx.array, mx.array]:
+        _, grad_x_NH, grad_weight_VH = outputs
+        return grad_x_NH * cotangents[0].astype(grad_x_NH.dtype), grad_weight_VH * cotangents[0]
+
+    return nats_and_grads(x_BTH.flatten(0, 1), weight_VH)[0]
+
+
+def _chunks(tokens: int, chunk: int | None) -> list[tuple[int, int]]:
+    size = chunk or tokens
+    return [(start, min(start + size, tokens)) for start in range(0, tokens, size)]
