@@ -4,10 +4,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -79,6 +80,22 @@ def sconce_here(*arguments: object) -> subprocess.CompletedProcess:
         except SystemExit as ended:
             code = int(ended.code or 0)
     return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def serving(run: Path, backend: str, *arguments: object) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`sconce serve` on a free port: its address and its process, which ends with the block."""
+    process = start("serve", run, "--port", 0, "--backend", backend, *arguments)
+    try:
+        for line in process.stderr:
+            if (found := re.search(r"at (http://\S+)/v1", line)) is not None:
+                break
+        else:
+            raise AssertionError("the server ended before it served")
+        yield found[1], process
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
 
 
 def records(run: Path) -> list[dict]:

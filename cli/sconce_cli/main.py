@@ -19,6 +19,7 @@ from sconce_cli import (
     import_,
     orchestrate,
     plan,
+    report,
     serve,
     tokenizer,
     train,
@@ -39,6 +40,7 @@ app.command()(generate.generate)
 app.command("eval")(eval.eval_)
 app.command()(chat.chat)
 app.command()(serve.serve)
+app.command()(report.report)
 app.command()(doctor.doctor)
 app.command("import")(import_.import_)
 app.command()(export.export)

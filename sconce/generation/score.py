@@ -1,16 +1,18 @@
 """How well a model predicts text: loss, perplexity, bits per byte and accuracy over windows of tokens."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sconce.backend import LanguageModel
 from sconce.data.batches import Batch
+
+T = TypeVar("T")
 
 
 class Tokens(Protocol):
@@ -49,7 +51,7 @@ class Windows:
 
     def batches(self, tokens: Tokens) -> Iterator[Batch]:
         """(batch_size, size) each; after the last token inputs are 0 and targets -1."""
-        for rows in _batched(self._rows(tokens), self.batch_size):
+        for rows in batched(self._rows(tokens), self.batch_size):
             missing = self.batch_size - len(rows)
             inputs = [row for row, _ in rows] + [np.zeros(self.size, np.int32)] * missing
             targets = [row for _, row in rows] + [np.full(self.size, -1, np.int32)] * missing
@@ -126,8 +128,8 @@ def score_tokens(
     return score
 
 
-def _batched(
-    rows: Iterator[tuple[NDArray[np.int32], NDArray[np.int32]]], size: int
-) -> Iterator[list[tuple[NDArray[np.int32], NDArray[np.int32]]]]:
-    while chunk := list(islice(rows, size)):
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, `size` at a time; the last ones may be fewer."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
         yield chunk

@@ -15,7 +15,7 @@ def plot_loss(records: Sequence[dict[str, float]], path: Path) -> None:
     steps = [record["step"] for record in records if "loss" in record]
     losses = [record["loss"] for record in records if "loss" in record]
     axes.plot(steps, losses, color="#9db7d5", linewidth=0.8)
-    axes.plot(steps, _running_mean(losses), color="#1f5a9e", linewidth=2, label="training")
+    axes.plot(steps, running_mean(losses), color="#1f5a9e", linewidth=2, label="training")
     evaluations = [(record["step"], record["eval_loss"]) for record in records if "eval_loss" in record]
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", color="#c4511d", markersize=4, label="held-out")
@@ -30,7 +30,7 @@ def plot_loss(records: Sequence[dict[str, float]], path: Path) -> None:
     temporary.replace(path)
 
 
-def _running_mean(values: Sequence[float], decay: float = 0.75) -> list[float]:
+def running_mean(values: Sequence[float], decay: float = 0.75) -> list[float]:
     """Exponential moving average without a bias towards the first value (Kingma & Ba 2015, section 3)."""
     means: list[float] = []
     total = weight = 0.0

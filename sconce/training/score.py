@@ -39,9 +39,7 @@ def score_model(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, 
 
     Raises ConfigError for windows that cannot be, DataError for text that cannot be used.
     """
-    positions = model.spec.max_position_embeddings
-    size = options.window or positions
-    stride = options.stride or size
+    positions, (size, stride) = model.spec.max_position_embeddings, _window(model, options)
     if size > positions:
         raise ConfigError(f"--window {size}: the model has {positions} positions")
     if stride > size:
@@ -53,6 +51,18 @@ def score_model(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, 
         if tokens.num_tokens < 2:
             raise DataError(f"{name}: {tokens.num_tokens} tokens, and only a second one can be predicted")
         yield name, score_tokens(model.model, tokens, windows, token_bytes, options.max_batches)
+
+
+def settings_of(model: TextModel, options: ScoreOptions) -> dict[str, str | int | float | bool | None]:
+    """What must be said, beside the text and the model, to measure the same again."""
+    size, stride = _window(model, options)
+    rule = options.rule if options.texts else None
+    return {"window": size, "stride": stride, "max_batches": options.max_batches, "document": rule}
+
+
+def _window(model: TextModel, options: ScoreOptions) -> tuple[int, int]:
+    size = options.window or model.spec.max_position_embeddings
+    return size, options.stride or size
 
 
 def _sources(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, Tokens]]:

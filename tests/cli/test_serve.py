@@ -6,11 +6,10 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from commands import start
+from commands import serving, start
 from small_run import write_run
 from tiny import INSTALLED
 
@@ -27,24 +26,9 @@ def run(tmp_path_factory):
     return write_run(tmp_path_factory.mktemp("models") / "night", max_position_embeddings=512)
 
 
-@contextmanager
-def serving(run, *arguments, backend=BACKEND):
-    process = start("serve", run, "--port", 0, "--backend", backend, *arguments)
-    try:
-        for line in process.stderr:
-            if (found := re.search(r"at (http://\S+)/v1", line)) is not None:
-                break
-        else:
-            raise AssertionError("the server ended before it served")
-        yield found[1], process
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
-
-
 @pytest.fixture(scope="module", params=INSTALLED)
 def server(run, request):
-    with serving(run, "--concurrency", 6, "--queue", 40, "--max-request-bytes", 20000, backend=request.param) as up:
+    with serving(run, request.param, "--concurrency", 6, "--queue", 40, "--max-request-bytes", 20000) as up:
         yield up[0]
 
 
@@ -189,7 +173,7 @@ def test_concurrent_streams_are_what_each_would_be_alone(server):
 
 
 def test_a_key_keeps_others_out(run):
-    with serving(run, "--api-key", "secret", "--name", "mine") as (server, _):
+    with serving(run, BACKEND, "--api-key", "secret", "--name", "mine") as (server, _):
         assert httpx.get(f"{server}/v1/models").status_code == 401
         wrong = {"Authorization": "Bearer wrong"}
         assert httpx.post(f"{server}/v1/completions", json={}, headers=wrong).status_code == 401
@@ -214,7 +198,7 @@ def memory_mib(process: subprocess.Popen) -> float:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads the server's memory from /proc")
 @pytest.mark.parametrize("backend", INSTALLED)
 def test_thirty_two_clients_for_many_rounds_in_bounded_memory(run, backend):
-    with serving(run, "--concurrency", 32, backend=backend) as (server, process):
+    with serving(run, backend, "--concurrency", 32) as (server, process):
         alone = [stream(server, number, 200) for number in range(32)]
         after = []
         with ThreadPoolExecutor(32) as pool:

@@ -75,7 +75,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         "sconce_mlx",
         "sconce_torch",
     }
-    for data in ("sconce/conformance/golden.npz", "sconce/configs/runpod_4b.toml"):
+    for data in ("sconce/conformance/golden.npz", "sconce/configs/runpod_4b.toml", "sconce/report/charts.js"):
         assert any(name.startswith(data) for name in names), data
 
 

@@ -1,0 +1,101 @@
+"""What a benchmark asks of a model: how likely texts are, and what it writes. In batches, on any backend."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sconce.backend import Batch
+from sconce.errors import ConfigError, DataError
+from sconce.generation.model import Prompt, TextModel
+from sconce.generation.sampling import Sampling
+from sconce.generation.score import batched
+
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # all say the same
+MAX_NEW_TOKENS = 256  # where a task does not say, as the harness has it
+
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a context and of what continues it; neither is empty."""
+
+
+def log_likelihoods(model: TextModel, pairs: Sequence[Pair], batch_size: int) -> list[tuple[float, bool]]:
+    """Of each continuation: its natural log-probability, and whether greedy decoding would write it.
+
+    A context is cut on the left to fit the model's positions. Raises DataError when a continuation alone does not.
+    """
+    positions = model.spec.max_position_embeddings
+    for _, continuation in pairs:
+        if len(continuation) > positions:
+            raise DataError(f"a continuation of {len(continuation)} tokens; the model has {positions} positions")
+    found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+    longest_first = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
+    for indices in batched(longest_first, batch_size):
+        batch = _pad([pairs[index] for index in indices], positions)
+        nats_BT, hits_BT = model.model.score(batch)
+        scored_BT = batch.targets >= 0
+        for row, index in enumerate(indices):
+            scored_T = scored_BT[row]
+            found[index] = (-float(nats_BT[row].sum(dtype=np.float64)), bool(hits_BT[row][scored_T].all()))
+    return found
+
+
+def _pad(pairs: Sequence[Pair], positions: int) -> Batch:
+    """Inputs and targets (batch, longest); only continuations are targets, and what is after the end is not."""
+    rows = [[*context, *continuation][-(positions + 1) :] for context, continuation in pairs]
+    width = max(map(len, rows)) - 1
+    inputs_BT: NDArray[np.int32] = np.zeros((len(rows), width), np.int32)
+    targets_BT: NDArray[np.int32] = np.full((len(rows), width), -1, np.int32)
+    for index, (row, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
+        inputs_BT[index, : len(row) - 1] = row[:-1]
+        targets_BT[index, len(row) - 1 - len(continuation) : len(row) - 1] = continuation
+    return Batch(inputs_BT, targets_BT)
+
+
+def write_continuations(
+    model: TextModel, asked: Iterable[tuple[str, Mapping[str, object]]], batch_size: int, seed: int
+) -> list[str]:
+    """What continues each text, by its own `generation_kwargs`; greedily unless they say `do_sample`.
+
+    A text is cut on the left so that all that is asked for fits. Raises ConfigError for a key or a value that has no
+    meaning here.
+    """
+    prompts = [_prompt(model, text, options, seed, index) for index, (text, options) in enumerate(asked)]
+    return [done.text for some in batched(prompts, batch_size) for done in model.complete(some)]
+
+
+def _prompt(model: TextModel, text: str, options: Mapping[str, object], seed: int, index: int) -> Prompt:
+    left = dict(options)
+    limits = [value for name in LIMITS if (value := left.pop(name, None)) is not None]
+    limit = cast(int, limits[0]) if limits else MAX_NEW_TOKENS
+    room = model.spec.max_position_embeddings - limit
+    if room < 1:
+        raise ConfigError(
+            f"max_gen_toks: the task asks for {limit} tokens, and the model has {limit + room} positions, at least one "
+            "for what they continue: set generation_kwargs.max_gen_toks lower in the task"
+        )
+    until = cast(str | list[str], left.pop("until", None) or [])
+    sampling = _sampling(left)
+    if left:
+        raise ConfigError(f"generation_kwargs.{', '.join(left)}: not known here: take it out of the task")
+    return Prompt(
+        text=tuple(model.encode(text)[-room:]),
+        max_tokens=limit,
+        sampling=sampling,
+        seed=seed,
+        choice=index,
+        stop=(until,) if isinstance(until, str) else tuple(until),
+    )
+
+
+def _sampling(left: dict[str, object]) -> Sampling:
+    """What the options say of sampling, taken out of them."""
+    greedy = not left.pop("do_sample", False)
+    temperature = cast(float, left.pop("temperature", 1.0))
+    return Sampling(
+        temperature=0.0 if greedy else temperature,
+        top_k=cast(int, left.pop("top_k", 0)),
+        top_p=cast(float, left.pop("top_p", 1.0)),
+        min_p=cast(float, left.pop("min_p", 0.0)),
+        repetition_penalty=cast(float, left.pop("repetition_penalty", 1.0)),
+    )

@@ -1,0 +1,157 @@
+"""Tasks of lm-evaluation-harness: our adapter, on each backend, against the harness's own `hf` model of the export."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from commands import sconce_here
+from small_run import TEXT, write_run
+from tiny import INSTALLED
+
+import sconce
+from sconce.errors import ConfigError, DataError
+from sconce.evaluation.harness import TaskOptions, run_tasks
+from sconce.evaluation.requests import write_continuations
+from sconce.training.export import export_checkpoint
+
+evaluator = pytest.importorskip("lm_eval.evaluator", reason="pip install 'sconce-lm[eval]'")
+pytest.importorskip("transformers", reason="the reference")
+
+TASKS = {
+    "local_choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "fewshot_split": "test",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "local_rolling": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{page}}",
+        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    },
+    "local_writing": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{written}}",
+        "generation_kwargs": {"until": [" h"], "max_gen_toks": 20},
+        "metric_list": [{"metric": "exact_match"}, {"metric": "bleu"}],
+    },
+}
+
+
+def phrases(rng, count):
+    words = TEXT.split()
+    return " ".join(words[index] for index in rng.integers(0, len(words), count))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("models") / "night", scale=3.0)
+
+
+@pytest.fixture(scope="module")
+def exported(run):
+    folder = run.parent / "exported"
+    export_checkpoint(run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, run):
+    """Tasks whose questions are short, and longer than the model's positions; some of whose answers it would write."""
+    home = tmp_path_factory.mktemp("tasks")
+    rng = np.random.default_rng(0)
+    questions = [phrases(rng, count) for count in (1, 2, 5, 9, 30, 200) for _ in range(3)]
+    model = sconce.load(run, backend=INSTALLED[0])
+    kwargs = TASKS["local_writing"]["generation_kwargs"]
+    written = write_continuations(model, [(question, kwargs) for question in questions], 4, 0)
+    documents = [
+        {
+            "question": question,
+            "choices": [" " + phrases(rng, 3), phrases(rng, 2), written[index][:9] or "x"],
+            "answer": index % 3,
+            "page": phrases(rng, 20 * index + 1),
+            "written": written[index] if index % 2 else "nothing",
+        }
+        for index, question in enumerate(questions)
+    ]
+    (home / "data.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
+    for name, task in TASKS.items():
+        where = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(home / "data.jsonl")}}}
+        (home / f"{name}.yaml").write_text(json.dumps({"task": name, **where, "test_split": "test", **task}))
+    return home
+
+
+@pytest.fixture(scope="module")
+def expected(exported, folder):
+    """What the harness finds with its own model: figures of each task."""
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    model = huggingface.HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=4)
+    manager = evaluator.TaskManager(include_path=str(folder), include_defaults=False)
+    found = evaluator.simple_evaluate(
+        model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0, num_fewshot=None, log_samples=False
+    )
+    return {name: found["results"][name] for name in TASKS}
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_scores_are_those_of_the_harness_itself(run, folder, expected, backend):
+    options = TaskOptions(tasks=list(TASKS), include=folder, batch_size=5)
+    results = {result["name"]: result for result in run_tasks(sconce.load(run, backend=backend), options)}
+    assert list(results) == list(TASKS)
+    for name, figures in expected.items():
+        for metric in TASKS[name]["metric_list"]:
+            key = f"{metric['metric']},none"
+            assert results[name]["figures"][key] == pytest.approx(figures[key], rel=1e-5), (name, key)
+        assert results[name]["figures"]["questions"] == 18
+    assert 0 < expected["local_choice"]["acc,none"] < 1
+    assert expected["local_writing"]["exact_match,none"] == pytest.approx(0.5)
+    assert results["local_choice"]["settings"] | {"harness": "", "version": ""} == {
+        "num_fewshot": 0,
+        "limit": None,
+        "seed": 1234,
+        "harness": "",
+        "version": "",
+    }
+
+
+def test_examples_and_a_limit_reach_the_task(run, folder):
+    model = sconce.load(run, backend=INSTALLED[-1])
+    figures = []
+    for num_fewshot in (None, 2):
+        options = TaskOptions(tasks=["local_choice"], include=folder, num_fewshot=num_fewshot, limit=7)
+        (result,) = run_tasks(model, options)
+        assert result["figures"]["questions"] == 7
+        assert result["settings"]["num_fewshot"] == (num_fewshot or 0)
+        figures.append(result["figures"])
+    assert figures[0] != figures[1]
+
+
+@pytest.mark.slow
+def test_a_task_that_cannot_be_had_is_one_line(run, folder):
+    model = sconce.load(run, backend=INSTALLED[-1])
+    with pytest.raises(ConfigError, match="local_chioce: no task, group or tag"):
+        run_tasks(model, TaskOptions(tasks=["local_chioce"], include=folder))
+    with pytest.raises(ConfigError, match="no such folder"):
+        run_tasks(model, TaskOptions(tasks=["local_choice"], include=folder / "away"))
+    (folder / "data.yaml").write_text((folder / "local_choice.yaml").read_text().replace("data.jsonl", "gone.jsonl"))
+    with pytest.raises(DataError, match="could not be loaded"):
+        run_tasks(model, TaskOptions(tasks=[str(folder / "data.yaml")]))
+    (folder / "data.yaml").unlink()
+
+
+def test_the_command_prints_and_keeps_what_it_finds(run, folder):
+    options = ("--tasks", "local_choice", "--task-path", folder, "--backend", INSTALLED[-1])
+    done = sconce_here("eval", run, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    (printed,) = map(json.loads, done.stdout.splitlines())
+    kept = json.loads((run / "evaluations/step-00000001.json").read_text())
+    assert kept["results"] == [printed | {"settings": kept["results"][0]["settings"]}]
+    assert math.isfinite(printed["figures"]["acc,none"])
+    assert kept["results"][0]["settings"]["precision"] == "fp32"
+    refused = sconce_here("eval", run, *options, "--window", 16)
+    assert (refused.returncode, refused.stderr) == (2, "sconce: --window: has no meaning with --tasks\n")
