@@ -1,5 +1,7 @@
 """Cross-entropy in float32, in nats: with all logits at once, or in chunks that are never held together."""
 
+from typing import cast
+
 import mlx.core as mx
 
 
@@ -21,7 +23,6 @@ def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chun
     Makes both gradients on the way forward, while a chunk's logits are there, so that none is made twice or kept.
     """
 
-    @mx.custom_function
     def nats_and_grads(x_NH: mx.array, weight_VH: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         weight, targets_N = weight_VH.astype(x_NH.dtype), targets_BT.flatten()
         total, grad_weight_VH = mx.array(0.0), mx.array(0.0)
@@ -44,14 +45,16 @@ def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chun
             grad_weight_VH = grad_weight_VH + (grad.T @ x).astype(mx.float32)
         return total, mx.concatenate(grads_x), grad_weight_VH
 
-    @nats_and_grads.vjp
     def pull(
         _primals: tuple[mx.array, ...], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
     ) -> tuple[mx.array, mx.array]:
         _, grad_x_NH, grad_weight_VH = outputs
         return grad_x_NH * cotangents[0].astype(grad_x_NH.dtype), grad_weight_VH * cotangents[0]
 
-    return nats_and_grads(x_BTH.flatten(0, 1), weight_VH)[0]
+    function = mx.custom_function(nats_and_grads)
+    function.vjp(pull)
+    total, *_ = cast(tuple[mx.array, ...], function(x_BTH.flatten(0, 1), weight_VH))
+    return total
 
 
 def _chunks(tokens: int, chunk: int | None) -> list[tuple[int, int]]:
