@@ -38,7 +38,9 @@ class LocalJob:
     their hash. No vocab_size: the preset's, or less where the text supports less.
 
     `tokenizer` and `shards` say what becomes of those in the run folder: train and build says make them, anew where
-    nobody trained with them, reuse insists on them, and remake replaces them.
+    nobody trained with them, reuse insists on them, and remake replaces them. `shared_tokenizer` is a tokenizer.json
+    outside the run folder: taken where the run has none to keep, and written when one is trained. `cache_dir` is
+    data.cache_dir.
     """
 
     inputs: tuple[Path, ...] = ()
@@ -48,7 +50,9 @@ class LocalJob:
     tokenizer_json: Path | None = None
     tokenizer: Literal["train", "reuse", "remake"] = "train"
     tokenizer_bytes: int = TOKENIZER_BYTES
+    shared_tokenizer: Path | None = None
     shards: Literal["build", "reuse", "remake"] = "build"
+    cache_dir: Path | None = None
     resume: bool = True
     overrides: tuple[str, ...] = ()
 
@@ -61,14 +65,19 @@ def orchestrate_local(job: LocalJob, folder: RunFolder, *, hardware: Hardware, r
     """
     resolve_job(job, folder)  # what is wrong with it must not leave a run folder behind
     with folder.locked():
-        config_path = folder.root / "training.toml"
-        if _is_to_begin(job, folder, config_path):
-            config = _begin(job, folder, config_path, reporter)
-        else:
-            config = load_config(config_path, job.overrides)
-        if job.shards != "build":
-            _settle_shards(job, config, folder)
-        return train(start(config, folder, hardware=hardware, resume=job.resume, reporter=reporter))
+        return run_job(job, folder, hardware=hardware, reporter=reporter)
+
+
+def run_job(job: LocalJob, folder: RunFolder, *, hardware: Hardware, reporter: Reporter) -> Outcome:
+    """`orchestrate_local` in a folder that is locked, of a job that `resolve_job` has found nothing wrong with."""
+    config_path = folder.root / "training.toml"
+    if _is_to_begin(job, folder, config_path):
+        config = _begin(job, folder, config_path, reporter)
+    else:
+        config = load_config(config_path, job.overrides)
+    if job.shards != "build":
+        _settle_shards(job, config, folder)
+    return train(start(config, folder, hardware=hardware, resume=job.resume, reporter=reporter))
 
 
 def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
@@ -89,7 +98,7 @@ def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
         raise ConfigError(f"{folder.root}: already holds a run: leave out --no-resume, or choose another --run-dir")
     if not _is_to_begin(job, folder, config_path):
         return load_config(config_path, job.overrides)
-    if job.tokenizer == "reuse" and not _own_tokenizer(folder).is_file():
+    if job.tokenizer == "reuse" and not _own_tokenizer(folder).is_file() and _shared_tokenizer(job) is None:
         raise DataError(
             f"--skip-tokenizer: {_own_tokenizer(folder)} is not there: leave the flag out to train one, or give "
             "--tokenizer-json"
@@ -99,6 +108,23 @@ def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
 
 def _own_tokenizer(folder: RunFolder) -> Path:
     return folder.root.resolve() / "tokenizer" / "tokenizer.json"
+
+
+def _shared_tokenizer(job: LocalJob) -> Path | None:
+    """The tokenizer that other runs share with this one, if there is one and it is not to be made anew.
+
+    Raises ConfigError when it is of another size than the one asked for.
+    """
+    shared = job.shared_tokenizer
+    if shared is None or not shared.is_file() or job.tokenizer == "remake":
+        return None
+    size = load_tokenizer(shared).vocab_size
+    if job.vocab_size not in (None, size):
+        raise ConfigError(
+            f"--vocab-size: found {job.vocab_size}, and {shared} has {size} tokens: leave the flag out, or give "
+            "--force-retrain-tokenizer"
+        )
+    return shared
 
 
 def _settle_shards(job: LocalJob, config: RunConfig, folder: RunFolder) -> None:
@@ -181,6 +207,8 @@ def _tables(job: LocalJob, folder: RunFolder) -> dict[str, Any]:
     table["data"]["train_shards"] = [str(path.absolute()) for path in paths]
     table["data"]["validation_shards"] = [str(path.absolute()) for path in job.validation]
     table["runtime"]["run_dir"] = str(folder.root.resolve())
+    if job.cache_dir is not None:
+        table["data"]["cache_dir"] = str(job.cache_dir.absolute())
     _follow(table, dict(text.split("=", 1) for text in job.overrides if "=" in text))
     return table
 
@@ -218,37 +246,47 @@ def _write_reference(folder: RunFolder, reporter: Reporter) -> None:
 
 def planned_vocab_size(job: LocalJob, folder: RunFolder) -> int:
     """Tokens of the job's tokenizer: of the one that is there or given, else of the one to train, at the most."""
-    there = job.tokenizer_json or _own_tokenizer(folder)
-    if there.is_file() and (job.tokenizer_json is not None or job.tokenizer == "reuse"):
-        return load_tokenizer(there).vocab_size
+    given = job.tokenizer_json or _shared_tokenizer(job)
+    if given is not None or (job.tokenizer == "reuse" and _own_tokenizer(folder).is_file()):
+        return load_tokenizer(given or _own_tokenizer(folder)).vocab_size
     if job.vocab_size is not None:
         return job.vocab_size
     return int(preset_table(job.profile or DEFAULT_PROFILE)["model"]["vocab_size"])
 
 
 def _settle_tokenizer(job: LocalJob, corpus: Corpus, path: Path, reporter: Reporter) -> None:
-    """The run's tokenizer at `path`: the one given, the one there, or one trained of the size asked for.
-
-    Without a wish, as near to the preset's size as the text allows.
-    """
-    if job.tokenizer_json is not None:
-        tokenizer = load_tokenizer(job.tokenizer_json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_name("manifest.json").unlink(missing_ok=True)  # it would vouch for another tokenizer
-        write_atomic(path, tokenizer.content)
-        reporter.say(f"tokenizer: {tokenizer.vocab_size} tokens, copied from {job.tokenizer_json}")
-        return
-    if job.tokenizer == "reuse":
+    """The run's tokenizer at `path`: the one given, the one there, the shared one, or one that is trained."""
+    keeps_own = job.tokenizer == "reuse" and path.is_file()
+    given = job.tokenizer_json or (None if keeps_own else _shared_tokenizer(job))
+    if given is not None:
+        reporter.say(f"tokenizer: {_copy_tokenizer(given, path).vocab_size} tokens, copied from {given}")
+    elif keeps_own:
         reporter.say(f"tokenizer: {load_tokenizer(path).vocab_size} tokens, as it was in {path.parent}")
-        return
+    else:
+        tokenizer = _train_tokenizer(job, corpus, path)
+        reporter.say(f"tokenizer: {tokenizer.vocab_size} tokens of byte-level BPE, trained on this text")
+    if job.shared_tokenizer is not None and given != job.shared_tokenizer:
+        _copy_tokenizer(path, job.shared_tokenizer)
+
+
+def _train_tokenizer(job: LocalJob, corpus: Corpus, path: Path) -> Tokenizer:
+    """Of the size asked for; without a wish, as near to the preset's as the text allows."""
     size = planned_vocab_size(job, RunFolder(path.parents[1]))
     try:
-        tokenizer = train_on_corpus(corpus, size, path.parent, job.tokenizer_bytes)
+        return train_on_corpus(corpus, size, path.parent, job.tokenizer_bytes)
     except VocabularyError as error:
         if job.vocab_size is not None:
             raise
-        tokenizer = train_on_corpus(corpus, error.supported, path.parent, job.tokenizer_bytes)
-    reporter.say(f"tokenizer: {tokenizer.vocab_size} tokens of byte-level BPE, trained on this text")
+        return train_on_corpus(corpus, error.supported, path.parent, job.tokenizer_bytes)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:
+    """Write the tokenizer at `source` to `target` too, without a manifest that would vouch for another one."""
+    tokenizer = load_tokenizer(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_name("manifest.json").unlink(missing_ok=True)
+    write_atomic(target, tokenizer.content)
+    return tokenizer
 
 
 def train_on_corpus(corpus: Corpus, vocab_size: int, folder: Path, max_bytes: int) -> Tokenizer:

@@ -3,16 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 _STREAM = "text is read from files here: download it first, and give --input FOLDER"
-_SHARDS = "text is not cut into files here, and token shards have a size of their own: leave it out"
 RETIRED: Mapping[str, str] = {
     "--stream": _STREAM,
     "--dataset": _STREAM,
     "--split": _STREAM,
     "--max-samples": _STREAM,
     "--stream-batch-size": _STREAM,
-    "--experiment": "a run is named by its folder: give --run-dir runs/NAME",
-    "--train-shard-lines": _SHARDS,
-    "--validation-shard-lines": _SHARDS,
     "--tokenizer-max-lines": "counted in bytes here: give --tokenizer-max-bytes N",
     "--tokenizer-seed": "training a tokenizer draws nothing at random: leave it out",
     "--shuffle-buffer": "every epoch is shuffled as a whole: leave it out",

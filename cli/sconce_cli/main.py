@@ -6,6 +6,7 @@ import sys
 import typer
 
 from sconce.errors import SconceError
+from sconce.log import set_up_log
 from sconce_cli import (
     bench,
     chat,
@@ -56,6 +57,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not end a run
     try:
+        set_up_log()
         refuse_retired(sys.argv[1:])
         app()
     except SconceError as error:

@@ -1,5 +1,8 @@
 """`sconce orchestrate`: everything from text files to a trained model."""
 
+import shlex
+import sys
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -9,14 +12,19 @@ import typer
 from sconce_cli.options import BackendOption, Hardware, JsonOption, OverrideOption, QuietOption
 
 if TYPE_CHECKING:
+    from sconce.backend import Hardware as Choosable
+    from sconce.cloud import CloudJob, Places
     from sconce.orchestrate import LocalJob
+    from sconce.training.loop import Outcome
     from sconce.training.run import RunFolder
+    from sconce_cli.console import Terminal
 
 
 class Mode(StrEnum):
     """Where the work happens."""
 
     local = "local"
+    cloud = "cloud"
 
 
 class Schedule(StrEnum):
@@ -45,10 +53,16 @@ def _key(flag: str, key: str, meaning: str, least: float | None = None) -> typer
 
 
 _TOKENIZER = "Tokenizer and token shards"
+_CLOUD = "With --mode cloud"
 
 
 def orchestrate(
-    mode: Annotated[Mode, typer.Option("--mode", help="local: on this machine.")] = Mode.local,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            "--mode", help="cloud: a rented GPU, with everything under /workspace or the ORCHESTRATE_* roots."
+        ),
+    ] = Mode.local,
     inputs: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,7 +79,31 @@ def orchestrate(
             help="Held-out text. Repeatable. Without it: some documents of --input.",
         ),
     ] = None,
-    run_dir: Annotated[Path, typer.Option("--run-dir", help="Folder that the run owns.")] = Path("runs/local"),
+    run_dir: Annotated[
+        Path | None, typer.Option("--run-dir", help="Folder that the run owns. Default: runs/local.")
+    ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option("--experiment", metavar="NAME", help="Name of all the run's folders.", rich_help_panel=_CLOUD),
+    ] = None,
+    train_shard_lines: Annotated[
+        int | None,
+        typer.Option(
+            "--train-shard-lines",
+            min=1,
+            help="Documents a file that --input is cut into. Default: 1,000,000.",
+            rich_help_panel=_CLOUD,
+        ),
+    ] = None,
+    validation_shard_lines: Annotated[
+        int | None,
+        typer.Option(
+            "--validation-shard-lines",
+            min=1,
+            help="The same of --validation. Default: as --train-shard-lines.",
+            rich_help_panel=_CLOUD,
+        ),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option("--profile", metavar="NAME", help="The config to start from, by name. [default: local_smoke]"),
@@ -114,11 +152,19 @@ def orchestrate(
     ] = None,
     reuse_shards: Annotated[
         bool,
-        typer.Option("--reuse-shards", help="Refuse to build token shards anew.", rich_help_panel=_TOKENIZER),
+        typer.Option(
+            "--reuse-shards",
+            help="Refuse to build token shards anew; in the cloud, to cut --input.",
+            rich_help_panel=_TOKENIZER,
+        ),
     ] = False,
     force_reshard: Annotated[
         bool,
-        typer.Option("--force-reshard", help="Build token shards anew.", rich_help_panel=_TOKENIZER),
+        typer.Option(
+            "--force-reshard",
+            help="Build token shards anew; in the cloud, cut --input anew too.",
+            rich_help_panel=_TOKENIZER,
+        ),
     ] = False,
     hidden_size: Annotated[int | None, _key("--hidden-size", "model.hidden_size", "Width", 1)] = None,
     intermediate_size: Annotated[
@@ -168,12 +214,10 @@ def orchestrate(
     as_json: JsonOption = False,
 ) -> None:
     """From text files to a trained model: tokenizer, shards, training, evaluation, samples."""
-    from sconce.orchestrate import TOKENIZER_BYTES, LocalJob, orchestrate_local
-    from sconce.training.run import RunFolder
+    from sconce.orchestrate import TOKENIZER_BYTES, LocalJob
+    from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
-    from sconce_cli.summary import report_outcome, train_command
 
-    assert mode is Mode.local
     keys: dict[str, object] = {
         "model.hidden_size": hidden_size,
         "model.intermediate_size": intermediate_size,
@@ -198,7 +242,6 @@ def orchestrate(
         "runtime.logging.tensorboard": tensorboard,
     }
     overrides = [f"{key}={value}" for key, value in keys.items() if value is not None] + (override or [])
-    folder = RunFolder(run_dir)
     job = LocalJob(
         inputs=tuple(inputs or ()),
         validation=tuple(validation or ()),
@@ -212,15 +255,93 @@ def orchestrate(
         resume=resume,
         overrides=tuple(overrides),
     )
+    target = _target(mode, job, run_dir, experiment, train_shard_lines, validation_shard_lines)
     if dry_run:
-        typer.echo(_preview(job, folder, backend.value), nl=False)
+        typer.echo(target.preview(backend.value), nl=False)
         return
     reporter = make_reporter(quiet, as_json)
-    outcome = orchestrate_local(job, folder, hardware=backend.value, reporter=reporter)
-    again = train_command(run_dir / "training.toml", run_dir, backend.value, overrides)
-    longer = train_command(run_dir / "training.toml", run_dir, backend.value, [*overrides, outcome.extend])
-    report_outcome(outcome, folder, again, longer, reporter)
+    with end_at_sigterm(reporter.say):
+        outcome = target.run(backend.value, reporter)
     raise typer.Exit(outcome.exit_code)
+
+
+def _target(
+    mode: Mode,
+    job: "LocalJob",
+    run_dir: Path | None,
+    experiment: str | None,
+    train_lines: int | None,
+    validation_lines: int | None,
+) -> "_Local | _Cloud":
+    """Where the job is to be done. Raises ConfigError for an option of the other place."""
+    from sconce.cloud import SHARD_LINES, CloudJob, find_places
+    from sconce.errors import ConfigError
+    from sconce.training.run import RunFolder
+
+    if mode is Mode.local:
+        given = {
+            "--experiment": experiment,
+            "--train-shard-lines": train_lines,
+            "--validation-shard-lines": validation_lines,
+        }
+        for flag, value in given.items():
+            if value is not None:
+                instead = ": give --run-dir runs/NAME" if flag == "--experiment" else ", where text is cut into files"
+                raise ConfigError(f"{flag}: is for --mode cloud{instead}")
+        return _Local(job, RunFolder(run_dir or Path("runs/local")))
+    if run_dir is not None:
+        raise ConfigError("--run-dir: in the cloud a run is a folder of ORCHESTRATE_RUNS_ROOT: give --experiment NAME")
+    if experiment is None:
+        raise ConfigError("--experiment: missing: give a NAME, by which the same command finds its run again")
+    lines = train_lines or SHARD_LINES
+    cloud = CloudJob(name=experiment, local=job, train_lines=lines, validation_lines=validation_lines or lines)
+    return _Cloud(cloud, find_places(experiment))
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A job on this machine, in a folder of the user's choice."""
+
+    job: "LocalJob"
+    folder: "RunFolder"
+
+    def preview(self, hardware: "Choosable") -> str:
+        return _preview(self.job, self.folder, hardware)
+
+    def run(self, hardware: "Choosable", reporter: "Terminal") -> "Outcome":
+        from sconce.orchestrate import orchestrate_local
+        from sconce_cli.summary import report_outcome, train_command
+
+        outcome = orchestrate_local(self.job, self.folder, hardware=hardware, reporter=reporter)
+        config, overrides = self.folder.root / "training.toml", self.job.overrides
+        again = train_command(config, self.folder.root, hardware, overrides)
+        longer = train_command(config, self.folder.root, hardware, [*overrides, outcome.extend])
+        report_outcome(outcome, self.folder, again, longer, reporter)
+        return outcome
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """A job on a rented machine, in the folders of an experiment."""
+
+    job: "CloudJob"
+    places: "Places"
+
+    def preview(self, hardware: "Choosable") -> str:
+        from sconce.cloud import as_local, check_job
+
+        checks = "".join(f"# {line}\n" for line in check_job(self.job, self.places, hardware))
+        return checks + _preview(as_local(self.job, self.places), self.places.run, hardware)
+
+    def run(self, hardware: "Choosable", reporter: "Terminal") -> "Outcome":
+        from sconce.cloud import orchestrate_cloud
+        from sconce_cli.summary import program, report_outcome
+
+        outcome = orchestrate_cloud(self.job, hardware=hardware, reporter=reporter)
+        words = [program(), *sys.argv[1:]]  # the same command goes on, on whatever machine
+        longer = shlex.join([*words, "--override", outcome.extend])
+        report_outcome(outcome, self.places.run, shlex.join(words), longer, reporter)
+        return outcome
 
 
 def _one_of(keep: str, kept: bool, replace: str, replaced: bool) -> Literal["reuse", "remake"] | None:
@@ -232,7 +353,7 @@ def _one_of(keep: str, kept: bool, replace: str, replaced: bool) -> Literal["reu
     return "reuse" if kept else "remake" if replaced else None
 
 
-def _preview(job: "LocalJob", folder: "RunFolder", hardware: Literal["auto", "mlx", "cuda", "cpu"]) -> str:
+def _preview(job: "LocalJob", folder: "RunFolder", hardware: "Choosable") -> str:
     """The plan on this machine as comments, and the config as TOML."""
     from sconce.config import dump_toml
     from sconce.orchestrate import planned_vocab_size, resolve_job

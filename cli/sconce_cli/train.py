@@ -47,6 +47,7 @@ def train(
     from sconce.config import load_table
     from sconce.training.job import train_config
     from sconce.training.run import RunFolder
+    from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
     from sconce_cli.summary import report_outcome, train_command
 
@@ -57,15 +58,16 @@ def train(
     reporter = make_reporter(quiet, as_json)
     for note in load_table(config)[1] if config is not None else ():
         reporter.say(f"note: {note}")
-    outcome = train_config(
-        loaded,
-        folder,
-        hardware=backend.value,
-        resume=resume,
-        stop_at=stop_at,
-        certificate=certificate,
-        reporter=reporter,
-    )
+    with end_at_sigterm(reporter.say):
+        outcome = train_config(
+            loaded,
+            folder,
+            hardware=backend.value,
+            resume=resume,
+            stop_at=stop_at,
+            certificate=certificate,
+            reporter=reporter,
+        )
     again = train_command(source, folder.root, backend.value, override or [])
     longer = train_command(source, folder.root, backend.value, [*(override or []), outcome.extend])
     report_outcome(outcome, folder, again, longer, reporter)

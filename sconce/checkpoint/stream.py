@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sconce.checkpoint.record import FileRecord
 from sconce.files import fsync_file
+from sconce.log import log
 
 Shape = tuple[int, ...]
 State = Iterator[tuple[str, NDArray[np.float32]]]
@@ -82,6 +83,7 @@ def write_hashed(path: Path, chunks: Iterable[bytes | memoryview]) -> FileRecord
             del chunk  # else it stays alive while the next one is made
         file.flush()
         fsync_file(file.fileno())
+    log.debug("wrote %s, %d bytes", path, size)
     return FileRecord(size, digest.hexdigest())
 
 

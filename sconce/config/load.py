@@ -15,6 +15,7 @@ from sconce.config.read import Table, flat, read_table
 from sconce.config.relations import relation_faults
 from sconce.config.schema import RunConfig
 from sconce.errors import ConfigError
+from sconce.log import log
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def load_table(path: Path, base: Path | None = None) -> tuple[Table, list[str]]:
     Paths are relative to `base`, by default the file's folder. The lines say which keys were turned. Raises
     ConfigError when the file cannot be read.
     """
+    log.debug("config: %s", path)
     table = read_table(path)
     notes = translate(table)
     absolutize(table, base or path.resolve().parent)

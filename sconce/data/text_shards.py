@@ -67,6 +67,17 @@ def shard_text(corpus: Corpus, folder: Path, options: TextOptions, existing: Exi
     return make_text(request, sources, documents, folder, options, existing, dict[str, Any])
 
 
+def has_text_shards(folder: Path) -> bool:
+    """Whether `folder` holds text shards that are complete."""
+    return _kept(folder) is not None
+
+
+def are_shards_of(folder: Path, corpus: Corpus, options: TextOptions) -> bool:
+    """Whether `folder` holds what `shard_text` would write, judged by its files' sizes. Raises DataError."""
+    kept, request, sources = _kept(folder), text_request("shard", corpus, options, {}), corpus.sources()
+    return kept is not None and _is_current(kept, folder, request, sources, verify=False)
+
+
 def make_text(
     request: Mapping[str, Any],
     sources: list[Source],
@@ -233,16 +244,24 @@ def _kept(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _is_current(kept: dict[str, Any], folder: Path, request: Mapping[str, Any], sources: list[Source]) -> bool:
+def _is_current(
+    kept: dict[str, Any], folder: Path, request: Mapping[str, Any], sources: list[Source], *, verify: bool = True
+) -> bool:
     try:
         same = kept["request"] == dict(request) and len(kept["sources"]) == len(sources)
         return (
             same
-            and all(sha256_file(folder / shard["path"]) == shard["sha256"] for shard in kept["shards"])
+            and all(_is_intact(folder / shard["path"], shard, verify) for shard in kept["shards"])
             and all(_is_same(source, facts) for source, facts in zip(sources, kept["sources"], strict=True))
         )
     except (OSError, KeyError, TypeError):
         return False
+
+
+def _is_intact(path: Path, shard: Mapping[str, Any], verify: bool) -> bool:
+    if verify:
+        return sha256_file(path) == shard["sha256"]
+    return path.stat().st_size == shard["bytes"] or path.suffix == ".gz"
 
 
 def _is_same(source: Source, facts: dict[str, Any]) -> bool:

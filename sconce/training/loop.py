@@ -20,6 +20,7 @@ from sconce.files import write_atomic
 from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling
 from sconce.interop.hf import loads_in_transformers
+from sconce.log import phase
 from sconce.planning.choice import smaller
 from sconce.schedule import learning_rate
 from sconce.training.evaluate import Evaluation, evaluate
@@ -319,7 +320,8 @@ class _Trainer:
     def evaluate(self) -> bool:
         """Score, record, and say whether this is the best so far."""
         run = self.run
-        self.evaluation = self.score()
+        with phase(f"evaluation at step {run.step}"):
+            self.evaluation = self.score()
         record = {
             "step": run.step,
             "eval_loss": self.evaluation.loss,

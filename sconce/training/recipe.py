@@ -22,6 +22,15 @@ from sconce.spec import ModelSpec
 LOGITS_BYTES = 256 * 2**20  # float32 logits that are made at once; larger ones are made in chunks
 CHUNK_BYTES = 64 * 2**20
 MIN_CHUNK = 256  # tokens: below, the matrix products are too thin
+# Variables of the system before Sconce, each with what to do instead.
+ATTN_RETIRED = {
+    "ATTN_PRECISION": "attention computes in runtime.precision, its softmax in float32",
+    "ATTN_USE_PADDING_MASK": "rows have no padding, and attention is always causal",
+    "ATTN_ROPE_MODE": "positions are always rotated; model.rope_theta sets how",
+    "ATTN_KV_ENABLED": "generation always uses a key/value cache",
+    "ATTN_KV_PAGE_SIZE": "the cache has pages of a fixed size",
+    "ATTN_DROPOUT_P": "give --override model.attn_dropout=P",
+}
 
 
 def make_schedule(config: RunConfig, rows: int) -> Schedule:
@@ -69,7 +78,7 @@ def make_optim(config: RunConfig) -> OptimSpec:
 
 
 def make_compute(config: RunConfig, spec: ModelSpec) -> ComputeOptions:
-    """How the device computes. Raises ConfigError for an ATTN_BACKEND that means nothing."""
+    """How the device computes. Raises ConfigError for an ATTN_* variable that would do nothing."""
     return ComputeOptions(
         precision=precision(config),
         compile=config.runtime.compile,
@@ -80,13 +89,15 @@ def make_compute(config: RunConfig, spec: ModelSpec) -> ComputeOptions:
 
 
 def _attention(config: RunConfig) -> AttentionKind:
-    """The config's choice; where it leaves it open, the environment's."""
-    if config.runtime.attention_backend != "auto":
-        return config.runtime.attention_backend
+    """The config's choice; where it leaves it open, ATTN_BACKEND's."""
+    for variable in os.environ:
+        if variable.startswith("ATTN_") and variable != "ATTN_BACKEND":
+            reason = ATTN_RETIRED.get(variable, "no such variable; there is ATTN_BACKEND")
+            raise ConfigError(f"{variable}: has no effect: {reason}: unset it")
     wanted = os.environ.get("ATTN_BACKEND", "auto")
     for kind in get_args(AttentionKind):
         if wanted == kind:
-            return kind
+            return kind if config.runtime.attention_backend == "auto" else config.runtime.attention_backend
     raise ConfigError(f"ATTN_BACKEND: found {wanted!r}, expected one of {', '.join(get_args(AttentionKind))}")
 
 

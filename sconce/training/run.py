@@ -26,6 +26,7 @@ from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.flops import count_flops
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
+from sconce.log import log, phase
 from sconce.planning.devices import of_backend
 from sconce.planning.probe import matmul_flops_per_second
 from sconce.planning.utilization import Yardstick, tera
@@ -136,22 +137,29 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     model, tokenizer or corpus; ConfigError, DataError and BackendError for what cannot be used.
     """
     store = CheckpointStore(folder.checkpoints, keep=config.runtime.checkpoint.max_keep)
-    loaded = _find_checkpoint(store, folder, resume, reporter)
+    with phase(f"looking for checkpoints in {folder.checkpoints}"):
+        loaded = _find_checkpoint(store, folder, resume, reporter)
+    log.debug("checkpoint: %s", loaded.path if loaded else "none")
     assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_json)
+    log.debug("tokenizer: %s, %d tokens, sha256 %s", tokenizer.path, tokenizer.vocab_size, tokenizer.sha256[:12])
     spec = model_spec(config, tokenizer.vocab_size)
     if loaded is not None:
         check_same_run(config, tokenizer, loaded)
-    backend = load_backend(hardware)
-    device = backend.device()
+    with phase(f"loading the backend for {hardware}"):
+        backend = load_backend(hardware)
+        device = backend.device()
     reporter.say(
         f"hardware: {device.kind} ({device.name}, {device.memory_bytes / 2**30:.0f} GiB) "
         f"through {device.backend} {device.version}, {precision(config)}"
     )
-    yardstick = measure_device(config, spec, backend)
+    with phase("multiplying matrices"):
+        yardstick = measure_device(config, spec, backend)
     reporter.say(describe_yardstick(yardstick, precision(config)))
     config, fitted = fit_to_device(config, spec, device, loaded)
-    tokens = run_tokens(config, folder.root, tokenizer, loaded, reporter.say)
+    with phase("token shards"):
+        tokens = run_tokens(config, folder.root, tokenizer, loaded, reporter.say)
+    log.debug("token shards: %s, fingerprint %s", tokens.folder, tokens.fingerprint[:12])
     stages = mixture_stages(config)
     if stages:
         _check_sources(config, tokens)
@@ -281,7 +289,8 @@ def _find_checkpoint(
 
 def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None) -> Learner:
     weights = InitialWeights(spec, config.runtime.seed) if loaded is None else loaded.weights
-    learner = backend.learner(spec, make_optim(config), make_compute(config, spec), weights)
-    if loaded is not None:
-        learner.load(loaded.tensors, loaded.record.step, loaded.record.loss_scale)
+    with phase("making the model and its optimizer"):
+        learner = backend.learner(spec, make_optim(config), make_compute(config, spec), weights)
+        if loaded is not None:
+            learner.load(loaded.tensors, loaded.record.step, loaded.record.loss_scale)
     return learner

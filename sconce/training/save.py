@@ -12,6 +12,8 @@ from sconce.backend import state_names
 from sconce.checkpoint.record import Checkpoint
 from sconce.config import precision, sequence_length, to_json
 from sconce.interop.hf import model_files
+from sconce.log import phase
+from sconce.pod import pod_facts
 from sconce.training.certificate import certify
 from sconce.training.recipe import make_optim
 from sconce.training.run import Run
@@ -44,7 +46,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        hardware={**asdict(device), **speeds},
+        hardware={**asdict(device), **speeds, **pod_facts()},
     )
     tokenizer = run.tokenizer
     files = model_files(
@@ -56,4 +58,5 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
     )
     files["run.json"] = json.dumps(to_json(run.config), indent=2).encode()
     names = state_names(run.spec, make_optim(run.config))
-    return run.store.save(run.learner.tensors(), names, facts, files=files, is_best=is_best)
+    with phase(f"checkpoint of step {run.step}"):
+        return run.store.save(run.learner.tensors(), names, facts, files=files, is_best=is_best)

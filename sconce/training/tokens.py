@@ -13,6 +13,7 @@ from sconce.data.encode import Engine, usable_cores
 from sconce.data.prepare import is_current, prepare
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import CheckpointError, DataError
+from sconce.log import log
 from sconce.tokenizer.bpe import Tokenizer
 from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
 
@@ -88,6 +89,8 @@ def build_tokens(
     if is_current(corpus, tokenizer, place):
         engine = Engine()
     else:
+        for source in (*corpus.sources(), *corpus.validation_sources()):
+            log.debug("text: %s, %d bytes", source.path, source.size)
         engine = _engine(corpus, tokenizer, workers or usable_cores(), say)
     sizes = {} if shard_tokens is None else {"shard_tokens": shard_tokens}
     announce = Announcer(say, time.monotonic)

