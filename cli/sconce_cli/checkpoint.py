@@ -101,7 +101,7 @@ def verify(
     if deep:
         from sconce.training.deep import DeepVerifier
 
-        verifier = DeepVerifier(backend.value)
+        verifier = DeepVerifier(backend.value, lambda line: typer.echo(f"note: {line}", err=True))
     faults = {folder: _verify_one(folder, verifier, as_json) for folder in folders}
     found = {folder: fault for folder, fault in faults.items() if fault is not None}
     if not found:

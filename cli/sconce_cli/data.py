@@ -76,10 +76,15 @@ def _open_reader(source: Path, run_dir: Path | None, override: list[str]) -> "St
 
     if not source.is_dir():
         config = load_config(source, override)
-        return reader_of_config(config, RunFolder(chosen_run_dir(run_dir, config.runtime.run_dir, source)))
+        return reader_of_config(config, RunFolder(chosen_run_dir(run_dir, config.runtime.run_dir, source)), _note)
     if run_dir is not None or override:
         raise ConfigError(f"{source}: a run folder has its config: --run-dir and --override go with a config file")
-    return reader_of_run(RunFolder(source))
+    return reader_of_run(RunFolder(source), _note)
+
+
+def _note(line: str) -> None:
+    """Beside what is shown, which may be JSON."""
+    typer.echo(f"note: {line}", err=True)
 
 
 def _echo_step(reader: "StepReader", shown: "ShownStep") -> None:
@@ -94,7 +99,8 @@ def _echo_step(reader: "StepReader", shown: "ShownStep") -> None:
 
 def _echo_row(row: "ShownRow", with_tokens: bool) -> None:
     padding = f", {row.padding:,} places empty" if row.padding else ""
-    typer.echo(f"\n[{row.position}] row {row.row}, epoch {row.epoch}{padding}")
+    source = f" of {row.source}" if row.source is not None else ""
+    typer.echo(f"\n[{row.position}] row {row.row}{source}, epoch {row.epoch}{padding}")
     for piece in row.pieces:
         start, end = piece.start, piece.start + len(piece.tokens)
         whole = "start" if piece.offset == 0 else f"its token {piece.offset:,}"

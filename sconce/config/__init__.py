@@ -14,12 +14,14 @@ from sconce.config.resolve import beta2 as beta2
 from sconce.config.resolve import differences as differences
 from sconce.config.resolve import dump_toml as dump_toml
 from sconce.config.resolve import given_micro_batch as given_micro_batch
+from sconce.config.resolve import micro_batch_at as micro_batch_at
 from sconce.config.resolve import micro_batch_size as micro_batch_size
 from sconce.config.resolve import model_spec as model_spec
 from sconce.config.resolve import momentum as momentum
 from sconce.config.resolve import precision as precision
 from sconce.config.resolve import recompute_every as recompute_every
-from sconce.config.resolve import sequence_length as sequence_length
 from sconce.config.resolve import to_json as to_json
 from sconce.config.resolve import with_micro_batch as with_micro_batch
 from sconce.config.schema import RunConfig as RunConfig
+from sconce.config.stages import ramp as ramp
+from sconce.config.stages import sequence_length as sequence_length

@@ -12,11 +12,12 @@ from pydantic import PositiveInt
 from pydantic.fields import FieldInfo
 
 from sconce.config.advice import ADVICE
-from sconce.config.schema import RunConfig, Section, Weight
+from sconce.config.schema import DataStage, RunConfig, Section, Weight
 
 PATHS: object = tuple[Path, ...]
 WEIGHTS: object = tuple[tuple[Weight, ...], ...]
 STEPS: object = tuple[PositiveInt, ...]
+STAGES: object = tuple[DataStage, ...]
 TYPE_NAMES: dict[object, str] = {
     int: "an integer",
     float: "a number",
@@ -26,6 +27,7 @@ TYPE_NAMES: dict[object, str] = {
     PATHS: "a list of paths",
     WEIGHTS: "a list of lists of numbers >= 0",
     STEPS: "a list of integers > 0",
+    STAGES: "a list of tables with from_step, and batch_size or sequence_length",
 }
 
 
@@ -62,6 +64,12 @@ def value_type(field: FieldInfo) -> object:
 def is_optional(field: FieldInfo) -> bool:
     """Whether the key may be left without a value."""
     return type(None) in get_args(field.annotation)
+
+
+def field_of_item(field: FieldInfo, name: str) -> FieldInfo | None:
+    """A key of the tables that a field is a list of."""
+    kind = next(iter(get_args(value_type(field))), None)
+    return kind.model_fields.get(name) if isinstance(kind, type) and issubclass(kind, Section) else None
 
 
 def expected(field: FieldInfo) -> str:

@@ -4,12 +4,13 @@ import copy
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from sconce.config.earlier import translate
-from sconce.config.fields import expected, fields, unknown
+from sconce.config.fields import expected, field_of_item, fields, unknown
 from sconce.config.overrides import absolutize, apply_override
 from sconce.config.read import Table, flat, read_table
 from sconce.config.relations import relation_faults
@@ -110,11 +111,12 @@ def _validate(table: Table, place: Callable[[str], str]) -> tuple[RunConfig, lis
     except ValidationError as error:
         for detail in error.errors():
             steps = detail["loc"]
-            key = ".".join(str(step) for step in steps if isinstance(step, str))
-            index = "".join(f"[{step}]" for step in steps if isinstance(step, int))
+            names = [str(step) for step in takewhile(lambda step: isinstance(step, str), steps)]
+            key = ".".join(names)
+            inner = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps[len(names) :])
             faulty.add(key)
-            faults.append(Fault(place(key), key + index, _describe(key, detail["type"], detail["input"])))
-            _remove(cleaned, [step for step in steps if isinstance(step, str)])
+            faults.append(Fault(place(key), key + inner, _describe(key, inner, detail["type"], detail["input"])))
+            _remove(cleaned, names)
         config = _parse(cleaned)
     for keys, message in relation_faults(config):
         if not any(key == bad or key.startswith(f"{bad}.") for key in keys for bad in faulty):
@@ -127,10 +129,17 @@ def _parse(table: Table) -> RunConfig:
     return RunConfig.model_validate_json(json.dumps(table, default=str), strict=True)
 
 
-def _describe(key: str, kind: str, value: object) -> str:
+def _describe(key: str, inner: str, kind: str, value: object) -> str:
+    """What is wrong with a key's value, or with what of it `inner` names, such as "[0].from_step"."""
+    field = fields().get(key)
+    if "." in inner and field is not None:
+        within = field_of_item(field, inner.rpartition(".")[2])
+        if within is None:
+            return f"unknown key; expected {expected(field)}"
+        found = "missing" if kind == "missing" else f"found {json.dumps(value, default=str)}"
+        return f"{found}, expected {expected(within)}"
     if kind == "extra_forbidden":
         return unknown(key)
-    field = fields().get(key)
     wanted = expected(field) if field is not None else "a table of keys"
     return f"found {json.dumps(value, default=str)}, expected {wanted}"
 

@@ -5,7 +5,18 @@ import re
 from pathlib import Path
 from typing import cast
 
-from sconce.config.fields import PATHS, STEPS, WEIGHTS, expected, fields, is_optional, tables, unknown, value_type
+from sconce.config.fields import (
+    PATHS,
+    STAGES,
+    STEPS,
+    WEIGHTS,
+    expected,
+    fields,
+    is_optional,
+    tables,
+    unknown,
+    value_type,
+)
 from sconce.config.read import Table, inner_table
 
 
@@ -89,7 +100,7 @@ def _override_value(raw: str, kind: object, optional: bool) -> object:
         return _rebase([item.strip() for item in raw.split(",") if item.strip()], kind, Path.cwd())
     if kind == PATHS:
         return _rebase(_json(trimmed), kind, Path.cwd())
-    if any(kind is number for number in (int, float, bool)) or kind in (WEIGHTS, STEPS):
+    if any(kind is number for number in (int, float, bool)) or kind in (WEIGHTS, STEPS, STAGES):
         return _json(trimmed.lower())
     return _rebase(trimmed, kind, Path.cwd())
 

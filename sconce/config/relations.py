@@ -1,8 +1,11 @@
 """Checks between keys: pure functions of a config whose single values are already right."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 from sconce.config.schema import RunConfig, Section
+from sconce.config.stages import ramp
+from sconce.ramp import Ramp
 
 LEAST_SHARE = 1 / 2000  # of a source: the order of rows knows shares of a 4096th
 
@@ -54,7 +57,7 @@ def _model(config: RunConfig) -> Iterator[Relation]:
 
 
 def _dropout(config: RunConfig) -> Iterator[Relation]:
-    length = config.data.sequence_length or config.model.max_position_embeddings
+    length = ramp(config).longest
     probabilities = config.model.num_attention_heads * length**2
     if config.model.attn_dropout > 0 and probabilities >= 2**31:
         yield (
@@ -81,8 +84,12 @@ def _data(config: RunConfig) -> Iterator[Relation]:
             f"found {data.sequence_length}, expected at most model.max_position_embeddings {longest}",
         )
     yield from _mixture(config)
+    yield from _stages(config)
     keys = ("data.batch_size", "data.micro_batch_size", "data.gradient_accumulation_steps")
-    batch, micro, accumulation = data.batch_size, data.micro_batch_size, data.gradient_accumulation_steps
+    batch, micro, accumulation = ramp(config).largest_batch, data.micro_batch_size, data.gradient_accumulation_steps
+    if data.stages and accumulation is not None:
+        yield keys[::-1], "means nothing with data.stages, where it changes: set data.micro_batch_size"
+        return
     if micro is not None and (batch % micro or accumulation not in (None, 1, batch // micro)):
         fitting = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
         advice = f"micro_batch_size = {fitting} and gradient_accumulation_steps = {batch // fitting}"
@@ -114,11 +121,48 @@ def _mixture(config: RunConfig) -> Iterator[Relation]:
             )
         elif any(0 < weight < sum(weights) * LEAST_SHARE for weight in weights) or not sum(weights):
             yield (key,), f"found {list(weights)}, expected each to be 0 or at least {LEAST_SHARE:.2%} of them together"
-    if data.weights and config.scheduler.total_epochs is not None:
+
+
+def _stages(config: RunConfig) -> Iterator[Relation]:
+    data, key = config.data, "data.stages"
+    steps = [stage.from_step for stage in data.stages]
+    if steps != sorted(set(steps)):
+        yield (key,), f"found from_step {', '.join(map(str, steps))}, expected steps that rise"
+        return
+    for number, stage in enumerate(data.stages):
+        if stage.batch_size is None and stage.sequence_length is None:
+            yield (key,), f"found only from_step in [{number}], expected batch_size, sequence_length or both beside it"
+    found, longest = ramp(config), config.model.max_position_embeddings
+    lengths = sorted({stage.seq_len for stage in found.stages})
+    if any((stage.sequence_length or 0) > longest for stage in data.stages):
         yield (
-            ("scheduler.total_epochs", key),
-            "means nothing with data.weights, where every source has epochs of its own: set scheduler.total_steps",
+            (key, "model.max_position_embeddings"),
+            f"found sequence_length {lengths[-1]}, expected at most model.max_position_embeddings {longest}",
         )
+    unfit = [length for length in lengths if lengths[-1] % length]
+    if unfit:
+        yield (
+            (key, "data.sequence_length"),
+            f"found sequence_length {unfit[0]}, expected a divisor of the longest, {lengths[-1]}: shorter rows are "
+            "equal parts of long ones",
+        )
+        return
+    changes = [(step, key) for step in steps] + [(step, "data.weight_steps") for step in data.weight_steps]
+    for step, changed in sorted(changes):
+        if found.places(step) % found.longest:
+            yield (changed, "data.batch_size"), _uneven(found, step)
+            return
+
+
+def _uneven(found: Ramp, step: int) -> str:
+    """Rows of a stage are parts of long rows, of which none may be left over: the step where it comes out even."""
+    stage = found.at(step - 1)
+    every = found.longest // math.gcd(found.longest, stage.batch_size * stage.seq_len)
+    even = stage.first_step + -(-(step - stage.first_step) // every) * every
+    return (
+        f"found a change at step {step}, where the rows of {stage.seq_len} used so far are not whole rows of "
+        f"{found.longest}, and parts of one would be lost; write instead: {even}"
+    )
 
 
 def _instead(batch: int, wanted: str, accumulation: int, advice: str) -> str:

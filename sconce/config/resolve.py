@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import tomli_w
+from pydantic_core import to_jsonable_python
 
 from sconce.config.fields import fields
 from sconce.config.overrides import canonical
 from sconce.config.read import flat
 from sconce.config.relations import idle_keys
 from sconce.config.schema import RunConfig
+from sconce.config.stages import ramp, sequence_length
 from sconce.errors import ConfigError
 from sconce.spec import ModelSpec
 
@@ -30,6 +32,7 @@ FIXED = (
     "model.",
     "data.batch_size",
     "data.sequence_length",
+    "data.stages",
     "data.document",
     "data.text_field",
     "data.packing",
@@ -51,11 +54,6 @@ class Difference:
     allowed: bool
 
 
-def sequence_length(config: RunConfig) -> int:
-    """Predictions a row."""
-    return config.data.sequence_length or config.model.max_position_embeddings
-
-
 def given_micro_batch(config: RunConfig) -> int | None:
     """Sequences the device is to hold at once; None where the config leaves that open."""
     data = config.data
@@ -65,8 +63,19 @@ def given_micro_batch(config: RunConfig) -> int | None:
 
 
 def micro_batch_size(config: RunConfig) -> int:
-    """Sequences the device holds at once: the whole batch where nothing smaller was given or chosen."""
-    return given_micro_batch(config) or config.data.batch_size
+    """Sequences of the longest rows that the device holds at once: a whole batch where nothing was given or chosen."""
+    return given_micro_batch(config) or ramp(config).largest_batch
+
+
+def micro_batch_at(config: RunConfig, step: int) -> int:
+    """Sequences that the device holds at once after `step` updates.
+
+    The most that divide the batch, and have no more tokens than `micro_batch_size` of the longest rows.
+    """
+    stages = ramp(config)
+    stage = stages.at(step)
+    most = micro_batch_size(config) * stages.parts(stage)
+    return max(size for size in range(1, min(most, stage.batch_size) + 1) if stage.batch_size % size == 0)
 
 
 def with_micro_batch(config: RunConfig, size: int, loss_chunk: int | None = None) -> RunConfig:
@@ -154,6 +163,8 @@ def to_json(config: RunConfig) -> dict[str, Any]:
     micro = given_micro_batch(config)
     data["micro_batch_size"] = micro
     data["gradient_accumulation_steps"] = None if micro is None else config.data.batch_size // micro
+    if config.data.stages:
+        data["gradient_accumulation_steps"] = None  # it changes
     for key, value in (("momentum", momentum(config)), ("beta2", beta2(config))):
         if key in table["optimizer"]:
             table["optimizer"][key] = value
@@ -176,7 +187,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     before, after = dict(flat(old)), dict(flat(new))
     found: list[Difference] = []
     for key, field in fields().items():
-        default = field.get_default(call_default_factory=True)
+        default = to_jsonable_python(field.get_default(call_default_factory=True))
         a, b = before.get(key, default), after.get(key, default)
         if key not in PLACES and a != b and not (key in PLANNED and None in (a, b)):
             found.append(Difference(key, a, b, allowed=not key.startswith(FIXED)))

@@ -80,6 +80,14 @@ class TokenizerConfig(Section):
     )
 
 
+class DataStage(Section):
+    """From a step on, other rows: more of them an update, or longer ones."""
+
+    from_step: PositiveInt = Field(description="The first update of the stage comes after so many updates.")
+    batch_size: int | None = Field(default=None, ge=1, description="Default: that of the stage before.")
+    sequence_length: int | None = Field(default=None, ge=1, description="Default: that of the stage before.")
+
+
 class DataConfig(Section):
     """Text, and how it becomes rows of tokens."""
 
@@ -123,16 +131,21 @@ class DataConfig(Section):
         description="Predictions a row. Default: model.max_position_embeddings, which is also the most.",
     )
     batch_size: int = Field(default=8, ge=1, description="Sequences per optimizer step, over everything.")
+    stages: tuple[DataStage, ...] = Field(
+        default=(),
+        description="Batch size and sequence length that change on the way: tables of from_step with batch_size, "
+        "sequence_length or both, by rising steps; up to the first of them the keys beside this one apply.",
+    )
     micro_batch_size: int | None = Field(
         default=None,
         ge=1,
-        description="Sequences the device holds at once. Default: batch_size / gradient_accumulation_steps; without "
-        "either, the most that fits its memory.",
+        description="Sequences the device holds at once; with stages, of the longest rows, and of shorter ones as many "
+        "more. Default: batch_size / gradient_accumulation_steps; without either, the most that fits its memory.",
     )
     gradient_accumulation_steps: int | None = Field(
         default=None,
         ge=1,
-        description="Micro-batches per optimizer step, where micro_batch_size is not given.",
+        description="Micro-batches per optimizer step, where micro_batch_size is not given. Not with stages.",
     )
     prefetch: int = Field(default=2, ge=1, description="Batches made ahead by a thread while the device works.")
     cache_dir: Path | None = Field(
@@ -177,7 +190,11 @@ class SchedulerConfig(Section):
     total_steps: int | None = Field(
         default=None, ge=1, description="Optimizer steps. Either this or total_epochs is required."
     )
-    total_epochs: float | None = Field(default=None, gt=0, description="Passes over the training rows instead.")
+    total_epochs: float | None = Field(
+        default=None,
+        gt=0,
+        description="Passes over the training rows instead; with data.weights, as many at least over each source.",
+    )
     min_lr: float = Field(
         default=0.0,
         ge=0,

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from sconce.config.schema import Strategy
 from sconce.data.batches import Batch
-from sconce.data.order import TrainOrder
+from sconce.data.order import shuffled_order
 from sconce.optim import OptimSpec, Rule
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
@@ -58,7 +58,7 @@ DroppedBy = Literal["attn_dropout", "residual_dropout"]
 
 SCHEDULE_STEPS = (0, 3, 10, 57, 80, 99)
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-ORDER = TrainOrder(num_rows=1000, batch_size=8, seed=SEED)
+ORDER = shuffled_order(num_rows=1000, batch_size=8, seed=SEED)
 ORDER_STEPS = (0, 1, 124, 125, 9999)  # 125 batches are an epoch
 
 # One plain update without momentum from zero slots: the slot it leaves is the gradient itself.

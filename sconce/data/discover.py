@@ -78,6 +78,11 @@ def _kind(path: Path) -> str:
     return before[-1] if last in COMPRESSED_SUFFIXES and before and before[-1] in RECORD_SUFFIXES else last
 
 
+def holds_records(file: Path) -> bool:
+    """Whether a file holds records, not running text."""
+    return _kind(file) in (*RECORD_SUFFIXES, ".arrow")
+
+
 def _saved(folder: Path) -> list[Path]:
     """The Arrow files of a data set that `datasets` saved to disk, in order; none if this is none."""
     if (folder / "dataset_dict.json").is_file():

@@ -1,14 +1,24 @@
-"""Which rows a step trains on: a shuffle that is computed, not stored, so any step can be asked for directly."""
+"""Which rows a step trains on: a shuffle that is computed, not stored, so any step can be asked for directly.
+
+Two layers. A run draws from an endless sequence of long rows, of one source (`Shuffled`) or of several (`Mixed`): what
+stands at any place of it is computed from the seed and the place. `Order` says which places a step has: those after
+the steps before it, whose number the ramp's stages give in closed form. Where a stage's rows are shorter, it takes
+whole long rows of the sequence, cuts each into equal parts, and shuffles the parts of the rows that it takes.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sconce.mixing import splitmix64
+from sconce.ramp import Ramp, constant
 
+_WINDOW = 1024
 _ROUNDS = 8  # four make a Feistel network a strong permutation (Luby and Rackoff 1988) of a large domain
 
 
@@ -27,6 +37,24 @@ def permute(index: NDArray[np.int64], size: int, seed: int, epoch: int, source: 
     return image.astype(np.int64)
 
 
+@lru_cache(maxsize=4096)
+def _permuted(size: int, seed: int, epoch: int, source: int, window: int) -> NDArray[np.int64]:
+    first = window * _WINDOW
+    return permute(np.arange(first, min(first + _WINDOW, size)), size, seed, epoch, source)
+
+
+def permute_run(index: NDArray[np.int64], size: int, seed: int, epoch: int, source: int = 0) -> NDArray[np.int64]:
+    """`permute` of indices that lie close together, as those of a step do, and of the step after it.
+
+    They are computed _WINDOW at a time, which costs little more than a few, and the last ones are kept.
+    """
+    image, windows = np.empty_like(index), index // _WINDOW
+    for window in np.unique(windows).tolist():
+        here = windows == window
+        image[here] = _permuted(size, seed, epoch, source, window)[index[here] - window * _WINDOW]
+    return image
+
+
 def _feistel(value: NDArray[np.uint64], keys: NDArray[np.uint64], half_bits: int) -> NDArray[np.uint64]:
     width, mask = np.uint64(half_bits), np.uint64(2**half_bits - 1)
     left, right = value >> width, value & mask
@@ -35,41 +63,77 @@ def _feistel(value: NDArray[np.uint64], keys: NDArray[np.uint64], half_bits: int
     return (left << width) | right
 
 
+class RowSequence(Protocol):
+    """An endless sequence of long rows; what stands at a place of it depends on the seed and the place alone."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Long rows of each source; they are numbered through, one source after the other."""
+        ...
+
+    @property
+    def seed(self) -> int: ...
+
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows at these places, (len(places),)."""
+        ...
+
+    def row_epochs(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which pass over its source each of them is, (len(places),)."""
+        ...
+
+    def passes(self, places: int) -> tuple[float, ...]:
+        """Passes over each source that so many places make."""
+        ...
+
+    def around(self, place: int) -> tuple[int, int]:
+        """Places first .. last - 1, among them this one, within which parts of rows may be shuffled."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
-class TrainOrder:
-    """Every row once an epoch, each epoch in its own order; batches run on over the end of an epoch."""
+class Shuffled:
+    """Every row once an epoch, each epoch in its own order."""
 
     num_rows: int
-    batch_size: int
     seed: int
 
-    def rows(self, step: int) -> NDArray[np.int64]:
-        """Rows of the update after `step` updates, (batch_size,)."""
-        count = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
-        epoch, position = np.divmod(count, self.num_rows)
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """One source."""
+        return (self.num_rows,)
+
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows at these places, (len(places),)."""
+        epoch, position = np.divmod(places, self.num_rows)
         rows = np.empty_like(position)
         for one in np.unique(epoch):
             now = epoch == one
-            rows[now] = permute(position[now], self.num_rows, self.seed, int(one))
+            rows[now] = permute_run(position[now], self.num_rows, self.seed, int(one))
         return rows
 
-    def row_epochs(self, step: int) -> NDArray[np.int64]:
-        """In which pass over the rows each row of that update is, (batch_size,)."""
-        return (step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)) // self.num_rows
+    def row_epochs(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which pass over the rows each of them is, (len(places),)."""
+        return places // self.num_rows
 
-    def epoch(self, step: int) -> float:
-        """Passes over the rows that `step` updates have made."""
-        return step * self.batch_size / self.num_rows
+    def passes(self, places: int) -> tuple[float, ...]:
+        """Passes over the rows that so many places make."""
+        return (places / self.num_rows,)
+
+    def around(self, place: int) -> tuple[int, int]:
+        """The epoch."""
+        first = place - place % self.num_rows
+        return first, first + self.num_rows
 
 
 BLOCK = 4096  # rows in which every source has exactly its share; an even power of two, which `permute` is fastest with
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """From the update after `first_step` updates on, each BLOCK rows hold `counts` rows of each source."""
+class Mix:
+    """From place `first` of the sequence on, each BLOCK rows hold `counts` rows of each source."""
 
-    first_step: int
+    first: int
     counts: tuple[int, ...]
 
 
@@ -85,84 +149,173 @@ def block_counts(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class MixedOrder:
-    """Rows of several sources, by weights that may change at a step; each source is shuffled as if it were alone.
+class Mixed:
+    """Rows of several sources, by weights that may change; each source is shuffled as if it were alone.
 
     `sizes` are the rows of each source, and a row's number counts on through the sources. In a block the sources come
     in an order of its own, so that where the k-th row of a source stands is known without those before it.
     """
 
     sizes: tuple[int, ...]
-    stages: tuple[Stage, ...]
-    batch_size: int
+    mixes: tuple[Mix, ...]
     seed: int
 
-    @property
-    def num_rows(self) -> int:
-        """Of all sources together."""
-        return sum(self.sizes)
-
-    def rows(self, step: int) -> NDArray[np.int64]:
-        """Rows of the update after `step` updates, (batch_size,)."""
-        sources, counts = self._drawn(step)
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows at these places, (len(places),)."""
+        sources, counts = self._drawn(places)
         offsets = np.cumsum([0, *self.sizes])
         rows = np.empty_like(counts)
         for source, size in enumerate(self.sizes):
             epoch, position = np.divmod(counts, size)
             for one in np.unique(epoch[sources == source]).tolist():
                 now = (sources == source) & (epoch == one)
-                rows[now] = offsets[source] + permute(position[now], size, self.seed, one, source)
+                rows[now] = offsets[source] + permute_run(position[now], size, self.seed, one, source)
         return rows
+
+    def row_epochs(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which pass over its source each of them is, (len(places),)."""
+        sources, counts = self._drawn(places)
+        return counts // np.array(self.sizes)[sources]
+
+    def passes(self, places: int) -> tuple[float, ...]:
+        """Passes over each source that so many places make."""
+        return tuple(int(used) / size for used, size in zip(self._used(places), self.sizes, strict=True))
+
+    def around(self, place: int) -> tuple[int, int]:
+        """The block, which ends where the weights change."""
+        number = self._number(place)
+        start = self.mixes[number].first
+        first = place - (place - start) % BLOCK
+        following = self.mixes[number + 1 :]
+        return first, min(first + BLOCK, following[0].first) if following else first + BLOCK
+
+    def _number(self, place: int) -> int:
+        return max(number for number, mix in enumerate(self.mixes) if mix.first <= place)
+
+    def _used(self, places: int) -> NDArray[np.int64]:
+        """Rows of each source at the first `places` places, (sources,)."""
+        used = np.zeros(len(self.sizes), np.int64)
+        for number, mix in enumerate(self.mixes):
+            last = self.mixes[number + 1].first if number + 1 < len(self.mixes) else places
+            blocks, rest = divmod(max(0, min(places, last) - mix.first), BLOCK)
+            used += blocks * np.array(mix.counts)
+            used += np.bincount(self._block(number, blocks)[:rest], minlength=len(self.sizes))
+        return used
+
+    def _block(self, number: int, block: int) -> NDArray[np.int64]:
+        """The source of each row of a block, (BLOCK,)."""
+        in_order = np.repeat(np.arange(len(self.sizes)), self.mixes[number].counts)
+        # A source beyond 32 bits: keys that no source's rows are permuted by.
+        return in_order[permute_run(np.arange(BLOCK), BLOCK, self.seed, block, 2**32 + number)]
+
+    def _drawn(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Source at each place, and how many rows of that source came before it, (len(places),) each."""
+        sources, counts = np.empty_like(places), np.empty_like(places)
+        firsts = np.array([mix.first for mix in self.mixes])
+        numbers = np.searchsorted(firsts, places, side="right") - 1
+        blocks = (places - firsts[numbers]) // BLOCK
+        pairs: list[tuple[int, int]] = sorted(set(zip(numbers.tolist(), blocks.tolist(), strict=True)))
+        for number, block in pairs:
+            first = self.mixes[number].first + block * BLOCK
+            layout, before = self._block(number, block), self._used(first)
+            by_source = np.argsort(layout, kind="stable")
+            ends = np.cumsum(np.bincount(layout, minlength=len(self.sizes)))
+            earlier = np.empty(BLOCK, np.int64)  # rows of its source before it in the block
+            earlier[by_source] = np.arange(BLOCK) - np.append(0, ends[:-1])[layout[by_source]]
+            here = (numbers == number) & (blocks == block)
+            inside = places[here] - first
+            sources[here] = layout[inside]
+            counts[here] = before[layout[inside]] + earlier[inside]
+        return sources, counts
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which rows each step trains on: a function of these, hence of config and seed, and of the step.
+
+    Rows are numbered by their length: where a long row makes m of them, row r is part r % m of long row r // m.
+    """
+
+    sequence: RowSequence
+    ramp: Ramp
+
+    @property
+    def seed(self) -> int:
+        """What the shuffles are keyed by."""
+        return self.sequence.seed
+
+    @property
+    def num_rows(self) -> int:
+        """Long rows, of all sources together."""
+        return sum(self.sequence.sizes)
+
+    def parts(self, step: int) -> int:
+        """Rows that one long row makes in the update after `step` updates."""
+        return self.ramp.parts(self.ramp.at(step))
+
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Rows of the update after `step` updates, (batch_size,)."""
+        places, part = self._drawn(step)
+        return self.sequence.rows(places) * self.parts(step) + part
 
     def row_epochs(self, step: int) -> NDArray[np.int64]:
         """In which pass over its source each row of that update is, (batch_size,)."""
-        sources, counts = self._drawn(step)
-        return counts // np.array(self.sizes)[sources]
+        return self.sequence.row_epochs(self._drawn(step)[0])
+
+    def source_epochs(self, step: int) -> tuple[float, ...]:
+        """Passes over each source that `step` updates have made; amid shuffled parts of a mixture, about so many."""
+        whole, rest = divmod(self.ramp.places(step), self.ramp.longest)
+        if not rest:
+            return self.sequence.passes(whole)
+        share = rest / self.ramp.longest
+        pairs = zip(self.sequence.passes(whole), self.sequence.passes(whole + 1), strict=True)
+        return tuple(before + share * (after - before) for before, after in pairs)
 
     def epoch(self, step: int) -> float:
         """Passes that `step` updates have made, of the source with the most."""
         return max(self.source_epochs(step))
 
-    def source_epochs(self, step: int) -> tuple[float, ...]:
-        """Passes over each source that `step` updates have made."""
-        return tuple(int(used) / size for used, size in zip(self._used(step), self.sizes, strict=True))
-
-    def _used(self, step: int) -> NDArray[np.int64]:
-        """Rows of each source in `step` updates, (sources,)."""
-        used = np.zeros(len(self.sizes), np.int64)
-        for number, stage in enumerate(self.stages):
-            last = self.stages[number + 1].first_step if number + 1 < len(self.stages) else step
-            blocks, rest = divmod(max(0, min(step, last) - stage.first_step) * self.batch_size, BLOCK)
-            used += blocks * np.array(stage.counts)
-            used += np.bincount(self._block(number, blocks)[:rest], minlength=len(self.sizes))
-        return used
-
-    def _block(self, stage: int, block: int) -> NDArray[np.int64]:
-        """The source of each row of a block, (BLOCK,)."""
-        in_order = np.repeat(np.arange(len(self.sizes)), self.stages[stage].counts)
-        # A source beyond 32 bits: keys that no source's rows are permuted by.
-        return in_order[permute(np.arange(BLOCK), BLOCK, self.seed, block, 2**32 + stage)]
-
     def _drawn(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Source of each row of an update, and how many rows of that source came before it, (batch_size,) each."""
-        stage = max(number for number, stage in enumerate(self.stages) if stage.first_step <= step)
-        first = self.stages[stage].first_step
-        done = (step - first) * self.batch_size
-        blocks = range(done // BLOCK, (done + self.batch_size - 1) // BLOCK + 1)
-        layout = np.concatenate([self._block(stage, block) for block in blocks])
-        start = done - blocks[0] * BLOCK
-        sources = layout[start : start + self.batch_size]
-        before = self._used(step)
-        counts = np.empty(len(sources), np.int64)
-        for source in np.unique(sources).tolist():
-            mine = sources == source
-            counts[mine] = before[source] + np.arange(int(mine.sum()))
-        return sources, counts
+        """Places in the sequence, and which part of the row there, of that update's rows, (batch_size,) each."""
+        ramp, number = self.ramp, self.ramp.number(step)
+        stage, parts = ramp.stages[number], self.parts(step)
+        count = (step - stage.first_step) * stage.batch_size + np.arange(stage.batch_size, dtype=np.int64)
+        start = ramp.places(stage.first_step) // ramp.longest
+        if parts == 1:
+            return start + count, np.zeros_like(count)
+        following = ramp.stages[number + 1 :]
+        end = ramp.places(following[0].first_step) // ramp.longest if following else None
+        shuffled, done = np.empty_like(count), 0
+        while done < len(count):
+            first, last = self.sequence.around(start + int(count[done]) // parts)
+            first, last = max(first, start), last if end is None else min(last, end)
+            until = int(np.searchsorted(count, (last - start) * parts))
+            offset = (first - start) * parts
+            # A source that neither rows nor blocks are permuted by.
+            key = (self.seed, first, 2**33 + number)
+            within = permute_run(count[done:until] - offset, (last - first) * parts, *key)
+            shuffled[done:until] = within + first * parts
+            done = until
+        return shuffled // parts, shuffled % parts
 
 
-Order = TrainOrder | MixedOrder
+def make_order(sizes: tuple[int, ...], weights: Sequence[tuple[int, tuple[int, ...]]], ramp: Ramp, seed: int) -> Order:
+    """The order of the rows of one source; or of several, mixed by `weights`: (first step, `block_counts`) each."""
+    if not weights:
+        return Order(Shuffled(sum(sizes), seed), ramp)
+    mixes = tuple(Mix(ramp.places(step) // ramp.longest, counts) for step, counts in weights)
+    return Order(Mixed(sizes, mixes, seed), ramp)
 
 
-def make_order(sizes: tuple[int, ...], stages: tuple[Stage, ...], batch_size: int, seed: int) -> Order:
-    """The order of the rows of one source, or with `stages` of several."""
-    return MixedOrder(sizes, stages, batch_size, seed) if stages else TrainOrder(sum(sizes), batch_size, seed)
+def shuffled_order(num_rows: int, batch_size: int, seed: int) -> Order:
+    """The order of one source's rows in batches of one size."""
+    return Order(Shuffled(num_rows, seed), constant(batch_size))
+
+
+def rank_share(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+    """Which of a step's rows process `rank` (from 0) of `world_size` has: in order, as evenly as they can be divided.
+
+    The shares of all ranks, one after the other, are the step's rows: the set, and its hash, know no world size.
+    """
+    assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
+    return rows[len(rows) * rank // world_size : len(rows) * (rank + 1) // world_size]

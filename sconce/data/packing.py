@@ -2,7 +2,8 @@
 
 A row has room for as many tokens as it has predictions. A longer document is cut into whole rows and a rest; rests and
 short documents are packed by best-fit decreasing, a million documents at a time. Where that leaves too much empty, as
-rests of more than half a row do, some rests are cut again. A document that fits into a row is never cut.
+pieces of more than half a row do, some are cut again: rests, and passages of running text, which were cut out of it to
+begin with. Any other document that fits into a row is never cut.
 
 The plan is made once and kept beside the token shards, from which it can always be made again:
 
@@ -14,7 +15,7 @@ The plan is made once and kept beside the token shards, from which it can always
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,15 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sconce.data.corpus import Split
-from sconce.data.shards import PACKING, TokenData, TokenStore
+from sconce.data.discover import holds_records
+from sconce.data.shards import PACKING, Manifest, TokenData, TokenStore
 from sconce.errors import DataError
 from sconce.files import fsync_file, sha256_file, write_json
 
 FORMAT = "sconce-bestfit-1"
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4")])
 _BLOCK_DOCUMENTS = 2**20
-_EMPTY = 0.005  # of all places: what packing may leave before rests are cut again
+_EMPTY = 0.005  # of all places: what packing may leave before more is cut
 
+Say = Callable[[str], None]
 Block = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Starts and lengths of documents in tokens, EOS included, (documents,) each."""
 
@@ -40,22 +43,38 @@ class Plan:
     """Which tokens each row holds; mapped, not read."""
 
     def __init__(self, stem: Path) -> None:
-        self._pieces = np.memmap(stem.with_suffix(".pieces"), PIECE, mode="r")
-        self._firsts = np.memmap(stem.with_suffix(".rows"), np.dtype("<u8"), mode="r")
+        # As plain arrays, whose slices cost a fraction of a memmap's.
+        pieces = np.asarray(np.memmap(stem.with_suffix(".pieces"), PIECE, mode="r"))
+        self._starts, self._lengths = pieces["start"], pieces["length"]
+        self._firsts = np.asarray(np.memmap(stem.with_suffix(".rows"), np.dtype("<u8"), mode="r"))
         self.num_rows = len(self._firsts) - 1
+
+    def pieces_of(
+        self, rows: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """All pieces of these rows, row by row: which of the rows, first token, length, and place in the row."""
+        firsts = self._firsts[rows].astype(np.int64)
+        counts = self._firsts[rows + 1].astype(np.int64) - firsts
+        row = np.repeat(np.arange(len(rows)), counts)
+        piece = np.arange(len(row)) + (firsts - np.cumsum(counts) + counts)[row]
+        lengths = self._lengths[piece].astype(np.int64)
+        ends = np.cumsum(lengths)
+        before = np.append(0, ends)[np.cumsum(counts) - counts]  # of all rows' tokens, those of the rows before
+        return row, self._starts[piece].astype(np.int64), lengths, ends - lengths - before[row]
 
     def pieces(self, row: int) -> list[tuple[int, int]]:
         """The row's pieces in order of the corpus: their tokens start .. end - 1 of the split."""
         first, last = int(self._firsts[row]), int(self._firsts[row + 1])
-        pieces = self._pieces[first:last]
-        starts, lengths = pieces["start"].tolist(), pieces["length"].tolist()
+        starts, lengths = self._starts[first:last].tolist(), self._lengths[first:last].tolist()
         return [(start, start + length) for start, length in zip(starts, lengths, strict=True)]
 
 
-def open_plan(tokens: TokenData, split: Split, seq_len: int, part: tuple[int, int] | None = None) -> Plan:
+def open_plan(
+    tokens: TokenData, split: Split, seq_len: int, part: tuple[int, int] | None = None, say: Say | None = None
+) -> Plan:
     """The plan of a split, or of its tokens first .. last - 1, for rows of `seq_len`.
 
-    The one that is kept with the shards if it is intact, else made anew.
+    The one that is kept with the shards if it is intact, else made anew, of which `say` hears.
     Raises DataError where it cannot be written.
     """
     store = tokens.train if split == "train" else tokens.validation
@@ -64,9 +83,11 @@ def open_plan(tokens: TokenData, split: Split, seq_len: int, part: tuple[int, in
     stem = tokens.folder / PACKING / name
     facts = {"format": FORMAT, "fingerprint": tokens.fingerprint, "sequence_length": seq_len}
     if not _is_intact(stem, facts):
+        if say is not None:
+            say(f"making the packing plan {stem}, which is missing or damaged")
         try:
             stem.parent.mkdir(exist_ok=True)
-            _make(_blocks(store, first, last), seq_len, stem, facts)
+            _make(_blocks(store, first, last), seq_len, stem, facts, are_passages(tokens.manifest))
         except OSError as error:
             raise DataError(f"{stem.parent}: cannot be written: {error.strerror}") from error
     return Plan(stem)
@@ -120,17 +141,17 @@ def _fill(
     return rest
 
 
-def pour_rests(
-    pieces: NDArray[Any], rows: NDArray[np.int64], is_rest: NDArray[np.bool_], room: int
+def pour(
+    pieces: NDArray[Any], rows: NDArray[np.int64], may_cut: NDArray[np.bool_], room: int
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Pieces and their rows, where rows of rests alone are dissolved until hardly a place is empty.
+    """Pieces and their rows, where rows of what may be cut alone are dissolved until hardly a place is empty.
 
     The least full ones go, no more of them than needed. Their pieces flow, in order, into what the other rows have
     left, the largest room first, cut where a row is full.
     """
     lengths = pieces["length"].astype(np.int64)
     used = np.bincount(rows, lengths).astype(np.int64)
-    spare = np.bincount(rows, ~is_rest) == 0
+    spare = np.bincount(rows, ~may_cut) == 0
     spare_rows = np.flatnonzero(spare)
     spare_rows = spare_rows[np.argsort(used[spare_rows], kind="stable")]
     flowing, left = used[spare_rows], room - used
@@ -154,13 +175,18 @@ def pour_rests(
     return np.concatenate([pieces[~moving], poured]), np.unique(all_rows, return_inverse=True)[1]
 
 
-def _make(blocks: Iterator[Block], seq_len: int, stem: Path, facts: dict[str, Any]) -> None:
+def are_passages(manifest: Manifest) -> bool:
+    """Whether documents are passages of running text, all of them."""
+    return manifest.rule == "passage" and not any(holds_records(Path(source.path)) for source in manifest.sources)
+
+
+def _make(blocks: Iterator[Block], seq_len: int, stem: Path, facts: dict[str, Any], passages: bool) -> None:
     paths = [stem.with_suffix(suffix) for suffix in (".pieces", ".rows")]
     halves = [path.with_name(f".{path.name}.tmp-{os.getpid()}") for path in paths]
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(half.open("wb")) for half in halves]
-            _write(blocks, seq_len, *files)
+            _write(blocks, seq_len, passages, *files)
             for file in files:
                 file.flush()
                 fsync_file(file.fileno())
@@ -174,12 +200,12 @@ def _make(blocks: Iterator[Block], seq_len: int, stem: Path, facts: dict[str, An
             half.unlink(missing_ok=True)
 
 
-def _write(blocks: Iterator[Block], seq_len: int, pieces_file: BinaryIO, rows_file: BinaryIO) -> None:
+def _write(blocks: Iterator[Block], seq_len: int, passages: bool, pieces_file: BinaryIO, rows_file: BinaryIO) -> None:
     done = 0
     for starts, lengths in blocks:
         pieces = _cut(starts, lengths, seq_len)
-        is_rest = ~np.isin(pieces["start"], starts) & (pieces["length"] < seq_len)
-        pieces, rows = pour_rests(pieces, best_fit(pieces["length"].astype(np.int64), seq_len), is_rest, seq_len)
+        may_cut = (pieces["length"] < seq_len) & (passages | ~np.isin(pieces["start"], starts))
+        pieces, rows = pour(pieces, best_fit(pieces["length"].astype(np.int64), seq_len), may_cut, seq_len)
         in_order = np.argsort(pieces["start"], kind="stable")
         pieces, rows = pieces[in_order], rows[in_order]
         # Rows are numbered by their first token, so that the first rows of a split are no other kind than the last.

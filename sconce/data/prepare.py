@@ -76,7 +76,7 @@ def prepare(
                 say(f"WARNING: {error}; making them anew of the text")
         _check_replaceable(folder)
         if (folder / MANIFEST).exists() and not is_current(corpus, tokenizer, folder):
-            say(f"note: the token shards in {folder} are of other text or another tokenizer, and are replaced")
+            say(f"note: the token shards in {folder} are of other text or another tokenizer: they will be replaced")
         job = _Job(corpus, tokenizer, shard_tokens, engine, progress or _count_nothing, say)
         try:
             _make(job, folder)

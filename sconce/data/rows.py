@@ -6,9 +6,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sconce.data.batches import Batch, num_rows, read_batch, validation_batches
+from sconce.data.batches import Batch, num_rows, read_batch, regroup, validation_batches
 from sconce.data.corpus import Split
-from sconce.data.packing import Plan, open_plan
+from sconce.data.packing import Plan, Say, open_plan
 from sconce.data.shards import TokenData, TokenStore
 from sconce.errors import DataError
 
@@ -16,7 +16,11 @@ Packing = Literal["concat", "bestfit"]
 
 
 class Rows(Protocol):
-    """The rows of one split, each of `seq_len` predictions; any of them is read without the others."""
+    """The rows of one split, each of `seq_len` predictions; any of them is read without the others.
+
+    With `parts` the same are numbered as shorter rows: row r is part r % parts of row r // parts, each being cut into
+    so many of equal length.
+    """
 
     @property
     def num_rows(self) -> int: ...
@@ -27,11 +31,11 @@ class Rows(Protocol):
         """Rows of each source; they are numbered through, one source after the other."""
         ...
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        """The given rows, (len(rows), seq_len)."""
+    def batch(self, rows: NDArray[np.int64], parts: int = 1) -> Batch:
+        """The given rows, (len(rows), seq_len // parts)."""
         ...
 
-    def spans(self, row: int) -> list[tuple[int, int]]:
+    def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
         """Where the row's tokens are from: start .. end - 1 of the split, in order."""
         ...
 
@@ -57,12 +61,13 @@ class ConcatRows:
         self.sizes = (self.num_rows,)
         self._store = store
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        return read_batch(self._store, rows, self.seq_len, self._first)
+    def batch(self, rows: NDArray[np.int64], parts: int = 1) -> Batch:
+        return read_batch(self._store, rows, self.seq_len // parts, self._first)
 
-    def spans(self, row: int) -> list[tuple[int, int]]:
-        start = self._first + row * self.seq_len
-        return [(start, start + self.seq_len + 1)]
+    def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
+        seq_len = self.seq_len // parts
+        start = self._first + row * seq_len
+        return [(start, start + seq_len + 1)]
 
     def in_order(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
         return validation_batches(self._store, self.seq_len, batch_size, max_batches)
@@ -81,23 +86,44 @@ class PackedRows:
         self.sizes = (self.num_rows,)
         self._store, self._plan, self._eos_id = store, plan, eos_id
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        inputs, targets, segments = (np.zeros((len(rows), self.seq_len), np.int32) for _ in range(3))
-        targets[:] = -1
-        for index, row in enumerate(rows.tolist()):
-            at = number = 0
-            for number, (start, end) in enumerate(self.spans(row)):
-                place = slice(at, at + end - start)
-                tokens = self._store.read(max(start - 1, 0), end - max(start - 1, 0))
-                inputs[index, place] = tokens[:-1] if start else np.append(self._eos_id, tokens[:-1])
-                targets[index, place] = tokens[1:] if start else tokens
-                segments[index, place] = number
-                at = place.stop
-            segments[index, at:] = number + 1
+    def batch(self, rows: NDArray[np.int64], parts: int = 1) -> Batch:
+        size = self.seq_len // parts
+        row, starts, lengths, places = self._plan.pieces_of(rows // parts)
+        places = places - (rows % parts * size)[row]
+        firsts, lasts = np.maximum(places, 0), np.minimum(places + lengths, size)
+        inside = firsts < lasts
+        row, starts, firsts, lasts = row[inside], (starts + firsts - places)[inside], firsts[inside], lasts[inside]
+        inputs, targets, segments = (np.zeros((len(rows), size), np.int32) for _ in range(3))
+        begins, ends, flat = row * size + firsts, row * size + lasts, targets.reshape(-1)
+        for start, begin, end in zip(starts.tolist(), begins.tolist(), ends.tolist(), strict=True):
+            self._store.read_into(start, flat[begin:end])
+        inputs[:, 1:] = targets[:, :-1]
+        inputs.reshape(-1)[begins] = self._before(starts)
+        used = np.bincount(row, lasts - firsts, len(rows)).astype(np.int64)
+        for index in np.flatnonzero(used < size).tolist():
+            inputs[index, used[index] :] = 0
+            targets[index, used[index] :] = -1
+        marks = np.append(begins[firsts > 0], (np.arange(len(rows)) * size + used)[used < size])
+        segments.reshape(-1)[marks] = 1
+        np.cumsum(segments, axis=1, out=segments)
         return Batch(inputs, targets, segments)
 
-    def spans(self, row: int) -> list[tuple[int, int]]:
-        return self._plan.pieces(row)
+    def _before(self, starts: NDArray[np.int64]) -> list[int]:
+        """The token before each of these; before the first of all, the end of a document."""
+        return [self._store.token(start - 1) if start else self._eos_id for start in starts.tolist()]
+
+    def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
+        """A piece that goes on in the next part is cut there, as a long document is."""
+        whole, part = divmod(row, parts)
+        size = self.seq_len // parts
+        found: list[tuple[int, int]] = []
+        at = -part * size  # where in this part the piece begins
+        for start, end in self._plan.pieces(whole):
+            first, last = start + max(0, -at), min(end, start - at + size)
+            if first < last:
+                found.append((first, last))
+            at += end - start
+        return found
 
     def in_order(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
         count = -(-self.num_rows // batch_size)
@@ -121,39 +147,49 @@ class MixedRows:
         self._sources = sources
         self._firsts = np.cumsum([0, *self.sizes])
 
-    def batch(self, rows: NDArray[np.int64]) -> Batch:
-        parts = [source.batch(local) for source, local in (self._at(row) for row in rows.tolist())]
-        inputs = np.concatenate([part.inputs for part in parts])
-        targets = np.concatenate([part.targets for part in parts])
-        segments = [part.segments for part in parts if part.segments is not None]
-        return Batch(inputs, targets, np.concatenate(segments) if segments else None)
+    def batch(self, rows: NDArray[np.int64], parts: int = 1) -> Batch:
+        numbers = self.source_of(rows, parts)
+        present: list[int] = np.unique(numbers).tolist()
+        batches = [
+            self._sources[number].batch(rows[numbers == number] - int(self._firsts[number]) * parts, parts)
+            for number in present
+        ]
+        (whole,) = regroup(batches, len(rows))
+        as_asked = np.argsort(np.argsort(numbers, kind="stable"))
+        segments = None if whole.segments is None else whole.segments[as_asked]
+        return Batch(whole.inputs[as_asked], whole.targets[as_asked], segments)
 
-    def spans(self, row: int) -> list[tuple[int, int]]:
-        source, local = self._at(row)
-        return source.spans(int(local[0]))
+    def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
+        number = int(self.source_of(np.array([row]), parts)[0])
+        return self._sources[number].spans(row - int(self._firsts[number]) * parts, parts)
 
     def in_order(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
         raise AssertionError("only training mixes sources")
 
-    def _at(self, row: int) -> tuple[Rows, NDArray[np.int64]]:
-        index = int(np.searchsorted(self._firsts, row, side="right")) - 1
-        return self._sources[index], np.array([row - int(self._firsts[index])])
+    def source_of(self, rows: NDArray[np.int64], parts: int = 1) -> NDArray[np.int64]:
+        """Which source each row is of, (len(rows),)."""
+        return np.searchsorted(self._firsts * parts, rows, side="right") - 1
 
 
-def open_rows(tokens: TokenData, split: Split, seq_len: int, packing: Packing) -> Rows:
-    """The rows of a split. Raises DataError when there is not one to train on."""
+def read_in_parts(rows: Rows, numbers: NDArray[np.int64], parts: int, size: int) -> list[Batch]:
+    """The rows of these numbers in micro-batches, `size` at a time."""
+    return [rows.batch(numbers[i : i + size], parts) for i in range(0, len(numbers), size)]
+
+
+def open_rows(tokens: TokenData, split: Split, seq_len: int, packing: Packing, say: Say | None = None) -> Rows:
+    """The rows of a split; `say` hears of a packing plan that is made. DataError when there is not one to train on."""
     store = tokens.train if split == "train" else tokens.validation
     if packing == "concat":
         if split == "train":
             num_rows(store, seq_len)  # validation may be shorter than a row
         return ConcatRows(store, seq_len)
-    return PackedRows(store, open_plan(tokens, split, seq_len), seq_len, tokens.eos_id)
+    return PackedRows(store, open_plan(tokens, split, seq_len, say=say), seq_len, tokens.eos_id)
 
 
-def open_train_rows(tokens: TokenData, seq_len: int, packing: Packing, mixed: bool) -> Rows:
-    """The rows to train on; `mixed` keeps each path of the corpus apart, as a source. Raises DataError."""
+def open_train_rows(tokens: TokenData, seq_len: int, packing: Packing, mixed: bool, say: Say | None = None) -> Rows:
+    """The rows to train on; `mixed` keeps each path of the corpus apart, as a source. Raises as `open_rows`."""
     if not mixed:
-        return open_rows(tokens, "train", seq_len, packing)
+        return open_rows(tokens, "train", seq_len, packing, say)
     manifest = tokens.manifest
     if len(manifest.path_tokens) != len(manifest.paths):
         raise DataError(
@@ -167,7 +203,7 @@ def open_train_rows(tokens: TokenData, seq_len: int, packing: Packing, mixed: bo
         if packing == "concat":
             rows = ConcatRows(tokens.train, seq_len, part)
         else:
-            plan = open_plan(tokens, "train", seq_len, part)
+            plan = open_plan(tokens, "train", seq_len, part, say)
             rows = PackedRows(tokens.train, plan, seq_len, tokens.eos_id)
         if rows.num_rows < 1:
             raise DataError(

@@ -7,9 +7,11 @@
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -105,11 +107,10 @@ class TokenStore:
         self.num_tokens = sum(shard.tokens for shard in shards)
         self.num_documents = sum(shard.documents for shard in shards)
         self.utf8_bytes = sum(shard.utf8_bytes for shard in shards)
-        little_endian = np.dtype(dtype).newbyteorder("<")
-        self._arrays: list[TokenArray] = [
-            np.memmap(folder / f"{shard.name}.bin", little_endian, mode="r") for shard in shards
-        ]
-        self._ends = np.cumsum([shard.tokens for shard in shards], dtype=np.int64)
+        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._token_files = [folder / f"{shard.name}.bin" for shard in shards]
+        self._arrays: dict[int, TokenArray] = {}
+        self._ends = list(accumulate(shard.tokens for shard in shards))
         self._index_files = [folder / f"{shard.name}.idx" for shard in shards]
         self._document_ends = np.cumsum([shard.documents for shard in shards], dtype=np.int64)
 
@@ -117,20 +118,35 @@ class TokenStore:
         """A copy of tokens start .. start + count - 1, (count,)."""
         assert 0 <= start <= start + count <= self.num_tokens, f"tokens {start}+{count} of {self.num_tokens}"
         tokens = np.empty(count, np.int32)
-        done = 0
+        self.read_into(start, tokens)
+        return tokens
+
+    def token(self, index: int) -> int:
+        """One token."""
+        shard = bisect_right(self._ends, index)
+        return int(self._array(shard)[index - self._ends[shard]])  # from the shard's end
+
+    def read_into(self, start: int, tokens: NDArray[np.int32]) -> None:
+        """Fill `tokens`, (count,), with tokens start .. start + count - 1."""
+        done, count = 0, len(tokens)
         while done < count:
-            shard = int(np.searchsorted(self._ends, start + done, side="right"))
-            array = self._arrays[shard]
-            offset = start + done - int(self._ends[shard]) + len(array)
+            shard = bisect_right(self._ends, start + done)
+            array = self._array(shard)
+            offset = start + done - self._ends[shard] + len(array)
             piece = array[offset : offset + count - done]
             tokens[done : done + len(piece)] = piece
             done += len(piece)
-        return tokens
+
+    def _array(self, shard: int) -> TokenArray:
+        """A shard's tokens, mapped when first asked for: a run may have thousands, and begins with few of them."""
+        if (array := self._arrays.get(shard)) is None:
+            # As a plain array, whose slices cost a fraction of a memmap's.
+            array = self._arrays[shard] = np.asarray(np.memmap(self._token_files[shard], self._dtype, mode="r"))
+        return array
 
     def document_starts(self, count: int) -> Iterator[NDArray[np.int64]]:
         """Where documents start in the split, `count` at a time, and last of each where the one after them does."""
-        for starts, array, end in zip(self._document_starts, self._arrays, self._ends.tolist(), strict=True):
-            first = end - len(array)
+        for starts, first, end in zip(self._document_starts, [0, *self._ends], self._ends, strict=False):
             for at in range(0, len(starts), count):
                 some = np.array(starts[at : at + count + 1], np.int64) + first
                 yield some if at + count < len(starts) else np.append(some, end)
@@ -145,9 +161,9 @@ class TokenStore:
             at = span.end
 
     def _document_at(self, token: int) -> DocumentSpan:
-        shard = int(np.searchsorted(self._ends, token, side="right"))
-        starts, size = self._document_starts[shard], len(self._arrays[shard])
-        first = int(self._ends[shard]) - size
+        shard = bisect_right(self._ends, token)
+        starts, first = self._document_starts[shard], ([0, *self._ends])[shard]
+        size = self._ends[shard] - first
         # A key of another type would make searchsorted convert, and so read, the whole file.
         local = int(np.searchsorted(starts, np.uint64(token - first), side="right")) - 1
         end = int(starts[local + 1]) if local + 1 < len(starts) else size
@@ -200,6 +216,8 @@ def open_tokens(folder: Path, verify: bool = True) -> TokenData:
     manifest = read_manifest(folder)
     width = np.dtype(manifest.dtype).itemsize
     for shard in manifest.shards:
+        if shard.tokens < 1 or shard.documents < 1:
+            raise DataError(f"{folder / shard.name}.bin: damaged, the manifest knows of no tokens in it: {_REMEDY}")
         _check(folder / f"{shard.name}.bin", shard.tokens * width, shard.bin_sha256 if verify else None)
         _check(folder / f"{shard.name}.idx", shard.documents * 8, shard.idx_sha256 if verify else None)
     train, validation = (

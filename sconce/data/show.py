@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from sconce.data.order import Stage, make_order
-from sconce.data.rows import Packing, Rows, open_train_rows
+from sconce.data.order import Order
+from sconce.data.rows import Rows
 from sconce.data.shards import TokenData
 from sconce.errors import DataError, in_short
 
@@ -38,7 +38,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownRow:
-    """One row of a batch: `position` in the batch, `row` of the split.
+    """One row of a batch: `position` in the batch, `row` of the split; `source` is its path, where several are mixed.
 
     Without packing its pieces are sequence_length + 1 tokens in a row: all but the last are inputs, all but the first
     are targets. Packed, each token is a target, its input is the token before it, and `padding` places are empty.
@@ -46,6 +46,7 @@ class ShownRow:
 
     position: int
     row: int
+    source: str | None
     epoch: int
     padding: int
     pieces: list[Piece]
@@ -65,18 +66,16 @@ class ShownStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReader:
-    """Everything that decides what a run's updates train on.
+    """Everything that decides what a run's updates train on; `sources` are the paths that it mixes, if it does.
 
     The run ends at `total_steps`; its first `imported_steps` another system did, on rows that are not known.
     """
 
     data: TokenData
     tokenizer: TextDecoder
-    batch_size: int
-    sequence_length: int
-    seed: int
-    packing: Packing = "concat"
-    stages: tuple[Stage, ...] = ()
+    rows: Rows
+    order: Order
+    sources: Sequence[str] = ()
     total_steps: int
     imported_steps: int = 0
 
@@ -87,23 +86,25 @@ class StepReader:
         """
         if step < 1:
             raise DataError(f"--step {in_short(step)}: expected 1 or more; step 1 is the first update")
-        if step > (largest := (2**63 - 1) // self.batch_size):
+        order = self.order
+        if step > (largest := order.ramp.steps(2**63 - 1)):
             raise DataError(f"--step {in_short(step)}: expected at most {largest}, where counting rows ends")
-        if position is not None and not 0 <= position < self.batch_size:
-            raise DataError(f"--row {in_short(position)}: expected 0 to {self.batch_size - 1}, a position in the batch")
-        source = open_train_rows(self.data, self.sequence_length, self.packing, bool(self.stages))
-        order = make_order(source.sizes, self.stages, self.batch_size, self.seed)
+        stage, parts = order.ramp.at(step - 1), order.parts(step - 1)
+        if position is not None and not 0 <= position < stage.batch_size:
+            raise DataError(
+                f"--row {in_short(position)}: expected 0 to {stage.batch_size - 1}, a position in the batch"
+            )
         rows = order.rows(step - 1)  # those of the update after step - 1 updates
         epochs = order.row_epochs(step - 1)
         return ShownStep(
             step=step,
-            batch_size=self.batch_size,
-            sequence_length=self.sequence_length,
-            num_rows=order.num_rows,
+            batch_size=stage.batch_size,
+            sequence_length=stage.seq_len,
+            num_rows=order.num_rows * parts,
             row_ids=[int(row) for row in rows],
             rows=[
-                self._row(source, place, int(rows[place]), int(epochs[place]))
-                for place in (range(self.batch_size) if position is None else [position])
+                self._row(place, int(rows[place]), parts, int(epochs[place]))
+                for place in (range(stage.batch_size) if position is None else [position])
             ],
         )
 
@@ -119,11 +120,13 @@ class StepReader:
             found.append(f"the run ends at step {self.total_steps}: these rows it would train on if it went on")
         return found
 
-    def _row(self, source: Rows, position: int, row: int, epoch: int) -> ShownRow:
-        spans = source.spans(row)
+    def _row(self, position: int, row: int, parts: int, epoch: int) -> ShownRow:
+        spans = self.rows.spans(row, parts)
         pieces = [piece for start, end in spans for piece in self._pieces(start, end)]
-        padding = max(0, self.sequence_length - sum(end - start for start, end in spans))
-        return ShownRow(position=position, row=row, epoch=epoch, padding=padding, pieces=pieces)
+        padding = max(0, self.rows.seq_len // parts - sum(end - start for start, end in spans))
+        number = int(np.searchsorted(np.cumsum(self.rows.sizes), row // parts, side="right"))
+        source = self.sources[number] if self.sources else None
+        return ShownRow(position=position, row=row, source=source, epoch=epoch, padding=padding, pieces=pieces)
 
     def _pieces(self, start: int, end: int) -> Iterator[Piece]:
         tokens = self.data.train.read(start, end - start)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ class SplitWriter:
             self._open = None
 
     def abandon(self) -> None:
-        """Close the files as they are."""
+        """Close the files as they are; that a full disk takes no more of them is known by then."""
         if self._open is not None:
-            self._open.close()
+            with suppress(OSError):
+                self._open.close()
 
     def commit(self) -> dict[str, Any]:
         """Make all that was added durable, and say what `restore` needs to go on from here."""
@@ -110,8 +112,9 @@ class _ShardFile:
         return {"tokens": self.tokens, "documents": self._documents, "utf8_bytes": self._utf8_bytes}
 
     def close(self) -> None:
-        for file in self._files:
-            file.close()
+        with ExitStack() as stack:  # the second file also where the first cannot be flushed
+            for file in self._files:
+                stack.callback(file.close)
 
     def finish(self, split: Split) -> Shard:
         try:

@@ -3,15 +3,17 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 
 from sconce.backend import Hardware, StepScalars
-from sconce.config import RunConfig, micro_batch_size, sequence_length
+from sconce.config import RunConfig, micro_batch_at
 from sconce.data.batches import Batch, rows_sha256
+from sconce.data.rows import read_in_parts
+from sconce.flops import count_flops
 from sconce.schedule import learning_rate
 from sconce.training.metrics import Reporter
 from sconce.training.run import Run, RunFolder, open_run
@@ -69,19 +71,21 @@ def bench_config(
 
 
 def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
-    """Time `steps` updates of an open run, after a warm-up."""
+    """Time `steps` updates of an open run, after a warm-up: those of its last stage."""
     data: list[float] = []
     host: list[float] = []
     single: list[float] = []
     double: list[float] = []
-    tokens = run.order.batch_size * sequence_length(run.config)
-    for step in range(WARM_UP + steps):
+    stage = run.order.ramp.stages[-1]
+    tokens = stage.batch_size * stage.seq_len
+    yardstick = replace(run.yardstick, flops_per_token=count_flops(run.spec, stage.seq_len).training)
+    for step in range(stage.first_step, stage.first_step + WARM_UP + steps):
         started = clock()
         batches = _read(run, step)
         read = clock()
         returned, done = _update(run, batches, step, clock)
         _, twice = _update(run, [*batches, *batches], step, clock)
-        if step >= WARM_UP:
+        if step >= stage.first_step + WARM_UP:
             data.append(read - started)
             host.append(returned)
             single.append(done)
@@ -91,7 +95,7 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
     rate = _spread([tokens / seconds for seconds in single], 1.0)
     return Bench(
         steps=steps,
-        micro_batch_size=micro_batch_size(run.config),
+        micro_batch_size=micro_batch_at(run.config, stage.first_step),
         tokens_per_step=tokens,
         tokens_per_second=rate,
         data_ms=_spread(data, 1e3),
@@ -100,13 +104,13 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
         forward_backward_ms=1e3 * forward_backward,
         optimizer_ms=1e3 * (once - forward_backward),
         memory_bytes=run.backend.memory(),
-        utilization=run.yardstick.shares(rate.median),
+        utilization=yardstick.shares(rate.median),
     )
 
 
 def _read(run: Run, step: int) -> list[Batch]:
-    rows, size = run.order.rows(step), micro_batch_size(run.config)
-    batches = [run.rows.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+    rows = run.order.rows(step)
+    batches = read_in_parts(run.rows, rows, run.order.parts(step), micro_batch_at(run.config, step))
     rows_sha256(rows, batches)
     return batches
 

@@ -11,7 +11,7 @@ from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.record import Certificate, Checkpoint
 from sconce.data.batches import Batch, rows_sha256
 from sconce.data.order import Order
-from sconce.data.rows import Rows
+from sconce.data.rows import Rows, read_in_parts
 from sconce.errors import CheckpointError
 
 TOKENS = 256  # of the first row, whose losses are kept one by one
@@ -43,10 +43,9 @@ class Witness:
     order: Order
     micro_batch_size: int
 
-    def batches(self, rows: NDArray[np.int64]) -> list[Batch]:
-        """The rows, as many at a time as the device holds."""
-        size = self.micro_batch_size
-        return [self.rows.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+    def batches(self, rows: NDArray[np.int64], step: int) -> list[Batch]:
+        """The rows of the update after `step` updates, as many at a time as the device holds."""
+        return read_in_parts(self.rows, rows, self.order.parts(step), self.micro_batch_size)
 
     def losses(self, batches: Sequence[Batch]) -> tuple[float, NDArray[np.float64]]:
         """Mean nats a token at the present weights, and the first row's first TOKENS one by one."""
@@ -58,7 +57,7 @@ class Witness:
 def certify(witness: Witness, step: int) -> Certificate:
     """The certificate of a run after `step` updates."""
     rows = witness.order.rows(step)[: witness.micro_batch_size]
-    batches = witness.batches(rows)
+    batches = witness.batches(rows, step)
     loss, nats = witness.losses(batches)
     # Six decimals are finer than any tolerance, and keep the manifest short.
     return Certificate(tuple(rows.tolist()), rows_sha256(rows, batches), loss, tuple(np.round(nats, 6).tolist()))
@@ -78,7 +77,7 @@ def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
     rows = np.array(expected.rows, np.int64)
     if witness.order.rows(loaded.record.step)[: len(rows)].tolist() != list(expected.rows):
         raise _failed(loaded, "the next rows are others than when it was saved: the seed or the number of rows differs")
-    batches = witness.batches(rows)
+    batches = witness.batches(rows, loaded.record.step)
     if rows_sha256(rows, batches) != expected.tokens_sha256:
         raise _failed(
             loaded, f"rows {', '.join(map(str, expected.rows[:4]))} ... hold other tokens than when it was saved"

@@ -5,16 +5,15 @@ from pathlib import Path
 
 from sconce.backend import Hardware, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint, load_folder
-from sconce.config import config_from_resolved, micro_batch_size, model_spec, sequence_length
-from sconce.data.order import make_order
+from sconce.config import config_from_resolved, micro_batch_at, model_spec, ramp
 from sconce.data.rows import open_train_rows
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import DataError
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness, check_certificate
-from sconce.training.recipe import make_compute, mixture_stages
-from sconce.training.tokens import shards_folder, shards_there
+from sconce.training.recipe import make_compute, train_order
+from sconce.training.tokens import Say, shards_folder, shards_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +27,9 @@ class DeepResult:
 class DeepVerifier:
     """Lets models meet their certificates: one backend, and each folder of token shards hashed once, for all."""
 
-    def __init__(self, hardware: Hardware) -> None:
-        """Raises BackendError when the backend is not here."""
-        self._backend = load_backend(hardware)
+    def __init__(self, hardware: Hardware, say: Say | None = None) -> None:
+        """`say` hears of a packing plan that is made again. Raises BackendError when the backend is not here."""
+        self._backend, self._say = load_backend(hardware), say
         self._tokens: dict[Path, TokenData] = {}
 
     def check(self, folder: Path) -> DeepResult:
@@ -51,8 +50,8 @@ class DeepVerifier:
         tokenizer = load_tokenizer(loaded.path / "tokenizer.json")
         place = shards_folder(config, loaded.path.resolve().parent.parent, tokenizer)
         tokens = self._open_tokens(place, tokenizer, loaded)
-        stages = mixture_stages(config)
-        rows = open_train_rows(tokens, sequence_length(config), config.data.packing, bool(stages))
+        mixed = bool(config.data.weights)
+        rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, self._say)
         spec = model_spec(config, tokenizer.vocab_size)
         compute = replace(make_compute(config, spec), compile=False)
         return Witness(
@@ -61,8 +60,8 @@ class DeepVerifier:
             device=self._backend.device(),
             precision=compute.precision,
             rows=rows,
-            order=make_order(rows.sizes, stages, config.data.batch_size, config.runtime.seed),
-            micro_batch_size=micro_batch_size(config),
+            order=train_order(config, rows.sizes),
+            micro_batch_size=micro_batch_at(config, loaded.record.step),
         )
 
     def _open_tokens(self, place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint) -> TokenData:

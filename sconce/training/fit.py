@@ -11,7 +11,7 @@ from sconce.config import (
     differences,
     given_micro_batch,
     micro_batch_size,
-    sequence_length,
+    ramp,
     to_json,
     with_micro_batch,
 )
@@ -27,23 +27,23 @@ GIB = 2**30
 
 
 def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
-    """What the memory of a run's steps depends on."""
-    options = make_compute(config, spec)
+    """What the memory of a run's steps depends on, where they are largest: shorter rows are never more tokens."""
+    options, stages = make_compute(config, spec), ramp(config)
     return Setting(
         spec=spec,
         optim=make_optim(config),
         options=options,
         framework=device.framework,
         compiled=options.compile if options.compile is not None else device.kind != "cpu",
-        batch_size=config.data.batch_size,
+        batch_size=stages.largest_batch,
         micro_batch_size=micro_batch_size(config),
-        seq_len=sequence_length(config),
+        seq_len=stages.longest,
     )
 
 
 def settings_by_size(config: RunConfig, spec: ModelSpec, device: Device) -> Iterator[Setting]:
     """The setting with each micro-batch that divides the batch, the largest first."""
-    for size in divisors(config.data.batch_size):
+    for size in divisors(ramp(config).largest_batch):
         yield make_setting(with_micro_batch(config, size), spec, device)
 
 

@@ -11,7 +11,7 @@ import sconce
 from sconce.backend import state_names
 from sconce.checkpoint.record import IMPORTED, Checkpoint
 from sconce.checkpoint.store import CheckpointStore
-from sconce.config import RunConfig, config_from, dump_toml, model_spec, precision, sequence_length, to_json
+from sconce.config import RunConfig, config_from, dump_toml, model_spec, precision, ramp, to_json
 from sconce.errors import ConfigError
 from sconce.files import new_folder, write_atomic
 from sconce.interop.earlier import EarlierCheckpoint, read_earlier
@@ -124,11 +124,11 @@ def _config(job: ImportJob, earlier: EarlierConfig, found: EarlierCheckpoint, sp
 
 
 def _write(run: RunFolder, config: RunConfig, found: EarlierCheckpoint, spec: ModelSpec, tokenizer: Tokenizer) -> Path:
-    rows = found.step * config.data.batch_size
+    stages = ramp(config)
     facts = Checkpoint(
         step=found.step,
-        tokens=rows * sequence_length(config),
-        cursor={"fingerprint": None, "seed": config.runtime.seed, "rows_consumed": rows},
+        tokens=stages.places(found.step),
+        cursor={"fingerprint": None, "seed": config.runtime.seed, "rows_consumed": stages.rows(found.step)},
         best=None,
         backend=IMPORTED,
         precision=precision(config),

@@ -2,7 +2,7 @@
 
 from sconce.backend import Hardware
 from sconce.checkpoint.load import LoadedCheckpoint
-from sconce.config import RunConfig, differences, to_json
+from sconce.config import RunConfig, differences, micro_batch_at, to_json
 from sconce.errors import ConfigError
 from sconce.files import write_json
 from sconce.training.certificate import check_certificate
@@ -55,7 +55,9 @@ def start(
         reporter.say(f"loss: logits of {chunk:,} tokens at a time")
     compiled = config.runtime.compile
     if compiled or (compiled is None and run.backend.device().kind != "cpu"):
-        reporter.say("compiling at the first update, which takes longer; runtime.compile = false does without")
+        shapes = {(stage.seq_len, micro_batch_at(run.config, stage.first_step)) for stage in run.order.ramp.stages}
+        each = " of each stage" if len(shapes) > 1 else ""
+        reporter.say(f"compiling at the first update{each}, which takes longer; runtime.compile = false does without")
     write_json(folder.config, to_json(run.config))
     return run
 

@@ -6,17 +6,19 @@ import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sconce.backend import Pending, StepMetrics, StepScalars
-from sconce.config import micro_batch_size, precision, sequence_length, with_micro_batch
+from sconce.config import RunConfig, micro_batch_at, micro_batch_size, precision, with_micro_batch
 from sconce.data.batches import Batch, chain_rows, regroup, rows_sha256
 from sconce.data.prefetch import Prefetcher
+from sconce.data.rows import read_in_parts
 from sconce.errors import ConfigError, OutOfMemoryError, TrainingError
 from sconce.files import write_atomic
+from sconce.flops import count_flops
 from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling
 from sconce.interop.hf import loads_in_transformers
@@ -159,6 +161,10 @@ class _Trainer:
         self.evaluation: Evaluation | None = None
         self.saved_step = run.step
         self.skipped = self.skipped_in_a_row = 0
+        lengths = {stage.seq_len for stage in run.order.ramp.stages}
+        self.yardsticks = {
+            length: replace(run.yardstick, flops_per_token=count_flops(run.spec, length).training) for length in lengths
+        }
 
     def close(self) -> None:
         self.metrics.close()
@@ -167,8 +173,9 @@ class _Trainer:
 
     def step_data(self, step: int) -> _StepData:
         """What the update after `step` updates trains on: any step's batches, in any order of asking."""
-        rows, size = self.run.order.rows(step), micro_batch_size(self.run.config)
-        batches = [self.run.rows.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+        order = self.run.order
+        rows = order.rows(step)
+        batches = read_in_parts(self.run.rows, rows, order.parts(step), micro_batch_at(self.run.config, step))
         return _StepData(batches, rows_sha256(rows, batches))
 
     def run_updates(self, data: Prefetcher[_StepData], end: int, request: StopRequest) -> None:
@@ -183,15 +190,28 @@ class _Trainer:
                     self.finish_update(queue.popleft())
                 raise
             run.step += 1
+            changes = run.order.ramp.at(run.step) != run.order.ramp.at(run.step - 1)
             pause = self.is_pause(run.step)
-            while queue and (pause or len(queue) > IN_FLIGHT or queue[0].pending.ready()):
+            while queue and (pause or changes or len(queue) > IN_FLIGHT or queue[0].pending.ready()):
                 self.finish_update(queue.popleft())
             if pause:
                 self.throughput.pause()
                 self.between_updates()
                 self.throughput.resume()
+            if changes:
+                self.change_stage()
         while queue:
             self.finish_update(queue.popleft())
+
+    def change_stage(self) -> None:
+        """Say what the updates from here on train on; speed is measured anew."""
+        run, stage = self.run, self.run.order.ramp.at(self.run.step)
+        if run.step < run.schedule.total_steps:
+            run.reporter.say(
+                f"step {run.step + 1}: from here on {stage.batch_size} rows of {stage.seq_len} an update, "
+                f"{micro_batch_at(run.config, run.step)} at a time"
+            )
+        self.throughput.restart()
 
     def launch(self, data: _StepData) -> _Queued:
         """Hand the next update to the device."""
@@ -207,20 +227,30 @@ class _Trainer:
         Raises OutOfMemoryError when there is nothing smaller, or when a part of the update may have been applied.
         """
         while True:
-            size = micro_batch_size(self.run.config)
+            size = micro_batch_at(self.run.config, scalars.step)
             if len(batches[0].inputs) != size:  # read ahead, before the micro-batch became smaller
                 batches = regroup(batches, size)
             try:
                 return self.run.learner.step(batches, scalars)
             except OutOfMemoryError as error:
-                fewer = smaller(self.run.config.data.batch_size, size)
-                if fewer is None or not error.intact:
+                fewer = self.smaller_micro_batch(scalars.step) if error.intact else None
+                if fewer is None:
                     raise
-            self.run.config = with_micro_batch(self.run.config, fewer)
+            self.run.config = fewer
             self.run.reporter.say(
-                f"step {scalars.step + 1}: out of memory with {size} sequences at a time; going on with {fewer}, and "
-                f"with the same {self.run.config.data.batch_size} an update"
+                f"step {scalars.step + 1}: out of memory with {size} sequences at a time; going on with "
+                f"{micro_batch_at(fewer, scalars.step)}, and with the same "
+                f"{sum(len(batch.inputs) for batch in batches)} an update"
             )
+
+    def smaller_micro_batch(self, step: int) -> RunConfig | None:
+        """The config with the next smaller micro-batch that is one at this step; None when there is none."""
+        config, size = self.run.config, micro_batch_at(self.run.config, step)
+        while (fewer := smaller(self.run.order.ramp.largest_batch, micro_batch_size(config))) is not None:
+            config = with_micro_batch(config, fewer)
+            if micro_batch_at(config, step) < size:
+                return config
+        return None
 
     def explain(self, error: OutOfMemoryError) -> str:
         """Save what is sound; what happened, where the run stands, and what to change."""
@@ -235,7 +265,7 @@ class _Trainer:
             'Set runtime.activation_checkpointing = "block" or a smaller runtime.loss_chunk and --resume; or '
             "begin a run with a shorter data.sequence_length or a smaller model"
         )
-        size = micro_batch_size(self.run.config)
+        size = micro_batch_at(self.run.config, self.run.step)
         return f"step {self.run.step + 1}: out of memory with {size} sequence(s) at a time ({error}); {saved}. {advice}"
 
     def finish_update(self, queued: _Queued) -> None:
@@ -248,11 +278,11 @@ class _Trainer:
             "loss": metrics.loss,
             "lr": queued.lr,
             "grad_norm": metrics.grad_norm,
-            "tokens": step * run.order.batch_size * sequence_length(run.config),
+            "tokens": run.order.ramp.places(step),
             "tokens_per_second": round(self.throughput.add(metrics.tokens), 1),
             "memory_bytes": run.backend.memory(),
         }
-        record |= run.yardstick.shares(record["tokens_per_second"])
+        record |= self.yardsticks[run.order.ramp.at(step - 1).seq_len].shares(record["tokens_per_second"])
         if self.skipped:
             record["skipped"] = self.skipped
         logged = step in (1, run.schedule.total_steps) or step % run.config.runtime.log_every_n_steps == 0
@@ -312,7 +342,7 @@ class _Trainer:
         run, evaluation = self.run, self.run.config.runtime.evaluation
         batch_size, count = evaluation.batch_size, evaluation.max_batches
         if batch_size is None:  # as much text whatever the micro-batch, which is the device's affair
-            batch_size = micro_batch_size(run.config)
+            batch_size = math.gcd(micro_batch_size(run.config), run.config.data.batch_size)
             count = count and count * run.config.data.batch_size // batch_size
         batches = run.held_out.in_order(batch_size, count)
         return evaluate(run.learner, batches, run.tokenizer.token_bytes)

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from sconce.config import RunConfig, given_micro_batch, precision, sequence_length, with_micro_batch
+from sconce.config import RunConfig, given_micro_batch, precision, ramp, with_micro_batch
 from sconce.config.resolve import model_spec
 from sconce.errors import ConfigError
 from sconce.flops import Flops, count_flops
 from sconce.planning.choice import Choice, best_choice, choose_micro_batch, with_least_logits
 from sconce.planning.devices import Device
 from sconce.planning.memory import cache_memory, step_memory
+from sconce.ramp import Ramp
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import load_tokenizer
 from sconce.training.fit import make_setting, settings_by_size
@@ -123,17 +125,16 @@ def plan_run(
         for kind in CHECKPOINTING
     }
     chosen = best_choice(list(choices.values()))
-    steps, kind = config.scheduler.total_steps, precision(config)
-    tokens = None if steps is None else steps * config.data.batch_size * sequence_length(config)
+    steps, kind, stages = config.scheduler.total_steps, precision(config), ramp(config)
+    tokens = None if steps is None else stages.places(steps)
     speed = device.peak(kind) or measured
     is_peak = device.peak(kind) is not None
 
     def estimate(choice: Choice) -> Estimate | None:
         if speed is None:
             return None
-        flops = count_flops(spec, sequence_length(config), choice.setting.options.recompute_every)
         share = ASSUMED_MFU[device.kind] if mfu is None else mfu
-        rate = speed * share / (flops.training + flops.recomputed)
+        rate = speed * share / _flops_per_token(spec, stages, steps, choice.setting.options.recompute_every)
         hours = None if tokens is None else tokens / rate / 3600
         dollars = device.price if price is None else price
         return Estimate(
@@ -148,7 +149,7 @@ def plan_run(
 
     return Plan(
         spec=spec,
-        flops=count_flops(spec, sequence_length(config), configured.setting.options.recompute_every),
+        flops=count_flops(spec, stages.longest, configured.setting.options.recompute_every),
         device=device,
         precision=kind,
         configured=configured,
@@ -159,6 +160,17 @@ def plan_run(
         configured_estimate=estimate(configured),
         chosen_estimate=estimate(chosen),
     )
+
+
+def _flops_per_token(spec: ModelSpec, stages: Ramp, steps: int | None, recompute_every: int) -> float:
+    """FLOPs computed a token: the mean over a run of so many steps, or of its last stage where that is not known."""
+    counted = [count_flops(spec, stage.seq_len, recompute_every) for stage in stages.stages]
+    costs = [flops.training + flops.recomputed for flops in counted]
+    if steps is None or len(costs) == 1:
+        return costs[-1]
+    firsts = [min(stage.first_step, steps) for stage in stages.stages] + [steps]
+    tokens = [stages.places(last) - stages.places(first) for first, last in pairwise(firsts)]
+    return sum(cost * count for cost, count in zip(costs, tokens, strict=True)) / sum(tokens)
 
 
 def _vocab_size(config: RunConfig) -> int:

@@ -1,6 +1,7 @@
 """What a config asks of the schedule, the optimizer and the device."""
 
 import os
+from bisect import bisect_left
 from typing import get_args
 
 from sconce.backend import AttentionKind, ComputeOptions
@@ -10,10 +11,10 @@ from sconce.config import (
     micro_batch_size,
     momentum,
     precision,
+    ramp,
     recompute_every,
-    sequence_length,
 )
-from sconce.data.order import Stage, block_counts
+from sconce.data.order import Order, block_counts, make_order
 from sconce.errors import ConfigError
 from sconce.optim import OptimSpec
 from sconce.schedule import Schedule
@@ -33,13 +34,13 @@ ATTN_RETIRED = {
 }
 
 
-def make_schedule(config: RunConfig, rows: int) -> Schedule:
-    """The learning-rate schedule, its horizon in steps; `rows` a step are one epoch."""
+def make_schedule(config: RunConfig, order: Order) -> Schedule:
+    """The learning-rate schedule, its horizon in steps. Raises ConfigError for what does not fit into that."""
     scheduler = config.scheduler
     total = scheduler.total_steps
     if total is None:
         assert scheduler.total_epochs is not None, "config asks for one of the two"
-        total = max(1, int(scheduler.total_epochs * rows / config.data.batch_size))
+        total = _steps_of_epochs(config, order, scheduler.total_epochs)
     if scheduler.warmup_steps > total:
         raise ConfigError(f"scheduler.warmup_steps: found {scheduler.warmup_steps}, and the run has {total} steps")
     room = total - scheduler.warmup_steps
@@ -57,10 +58,34 @@ def make_schedule(config: RunConfig, rows: int) -> Schedule:
     )
 
 
-def mixture_stages(config: RunConfig) -> tuple[Stage, ...]:
-    """How the paths of data.train_shards are mixed, and from which step on; nothing where they are one source."""
+def _steps_of_epochs(config: RunConfig, order: Order, epochs: float) -> int:
+    """The most steps within so many passes over one source; of several, the fewest that pass over each so often."""
+    if not config.data.weights:
+        return max(1, order.ramp.steps(int(epochs * order.num_rows) * order.ramp.longest))
+    drawn = [source for source, weights in enumerate(zip(*config.data.weights, strict=True)) if any(weights)]
+
+    def fewest(step: int) -> float:
+        passes = order.source_epochs(step)
+        return min(passes[source] for source in drawn)
+
+    last = max(order.ramp.stages[-1].first_step, *config.data.weight_steps, 1)
+    ended = [source for source in drawn if not config.data.weights[-1][source]]
+    for source in ended:
+        if (passes := order.source_epochs(last)[source]) < epochs:
+            raise ConfigError(
+                f"scheduler.total_epochs: found {epochs:g}, and {config.data.train_shards[source].name} is passed over "
+                f"{passes:.2f} times before data.weights leaves it out for good: set scheduler.total_steps"
+            )
+    while fewest(last) < epochs:
+        last *= 2
+    return bisect_left(range(last), epochs, lo=1, key=fewest)
+
+
+def train_order(config: RunConfig, sizes: tuple[int, ...]) -> Order:
+    """Which rows each step of a config trains on; `sizes` are the long rows of each source."""
     steps = (0, *config.data.weight_steps)
-    return tuple(Stage(step, block_counts(weights)) for step, weights in zip(steps, config.data.weights, strict=False))
+    weights = [(step, block_counts(each)) for step, each in zip(steps, config.data.weights, strict=False)]
+    return make_order(sizes, weights, ramp(config), config.runtime.seed)
 
 
 def make_optim(config: RunConfig) -> OptimSpec:
@@ -105,7 +130,7 @@ def _loss_chunk(config: RunConfig, spec: ModelSpec) -> int | None:
     asked = config.runtime.loss_chunk
     if asked is not None:
         return asked or None
-    tokens = micro_batch_size(config) * sequence_length(config)
+    tokens = micro_batch_size(config) * ramp(config).longest
     if 4 * tokens * spec.vocab_size <= LOGITS_BYTES:
         return None
     return max(MIN_CHUNK, CHUNK_BYTES // (4 * spec.vocab_size))

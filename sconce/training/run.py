@@ -12,14 +12,14 @@ from sconce.checkpoint.store import CheckpointStore
 from sconce.config import (
     RunConfig,
     differences,
-    micro_batch_size,
+    micro_batch_at,
     model_spec,
     precision,
-    sequence_length,
+    ramp,
     to_json,
 )
 from sconce.data.batches import NO_ROWS
-from sconce.data.order import MixedOrder, Order, make_order
+from sconce.data.order import Order
 from sconce.data.rows import Rows, open_rows, open_train_rows
 from sconce.data.shards import TokenData
 from sconce.errors import CheckpointError, ConfigError, DataError
@@ -30,13 +30,14 @@ from sconce.log import log, phase
 from sconce.planning.devices import of_backend
 from sconce.planning.probe import matmul_flops_per_second
 from sconce.planning.utilization import Yardstick, tera
+from sconce.ramp import Ramp
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness
 from sconce.training.fit import fit_to_device
 from sconce.training.metrics import Reporter
-from sconce.training.recipe import make_compute, make_optim, make_schedule, mixture_stages
+from sconce.training.recipe import make_compute, make_optim, make_schedule, train_order
 from sconce.training.tokens import run_tokens
 
 
@@ -126,7 +127,7 @@ class Run:
             precision=precision(self.config),
             rows=self.rows,
             order=self.order,
-            micro_batch_size=micro_batch_size(self.config),
+            micro_batch_size=micro_batch_at(self.config, self.step),
         )
 
 
@@ -160,24 +161,25 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     with phase("token shards"):
         tokens = run_tokens(config, folder.root, tokenizer, loaded, reporter.say)
     log.debug("token shards: %s, fingerprint %s", tokens.folder, tokens.fingerprint[:12])
-    stages = mixture_stages(config)
-    if stages:
+    if config.data.weights:
         _check_sources(config, tokens)
-    rows = open_train_rows(tokens, sequence_length(config), config.data.packing, bool(stages))
+    seq_len = ramp(config).longest
+    rows = open_train_rows(tokens, seq_len, config.data.packing, bool(config.data.weights))
     _check_fits(config, spec, tokenizer, tokens)
-    held_out = open_rows(tokens, "validation", sequence_length(config), config.data.packing)
-    order = make_order(rows.sizes, stages, config.data.batch_size, config.runtime.seed)
-    schedule = make_schedule(config, rows.num_rows)
+    held_out = open_rows(tokens, "validation", seq_len, config.data.packing)
+    order = train_order(config, rows.sizes)
+    schedule = make_schedule(config, order)
     reporter.say(
-        f"model: {spec.num_params:,} parameters; {schedule.total_steps} steps of "
-        f"{config.data.batch_size * sequence_length(config):,} tokens, "
+        f"model: {spec.num_params:,} parameters; {schedule.total_steps} steps of {_tokens_a_step(order.ramp)} tokens, "
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
+    if len(order.ramp.stages) > 1:
+        reporter.say(f"stages: {_describe_stages(order.ramp)}")
     reporter.say(fitted)
     if config.data.packing == "bestfit":
         empty = 1 - tokens.train.num_tokens / (rows.num_rows * rows.seq_len)
         reporter.say(f"packing: {rows.num_rows:,} rows, {empty:.2%} of their places empty")
-    if isinstance(order, MixedOrder):
+    if config.data.weights:
         reporter.say(_describe_mixture(tokens, order, schedule.total_steps))
     if (note := caution(spec)) is not None:
         reporter.say(f"note: {note}")
@@ -208,7 +210,7 @@ def measure_device(config: RunConfig, spec: ModelSpec, backend: Backend) -> Yard
     """What the run's speed will be measured against; multiplies matrices for up to a third of a second."""
     kind = precision(config)
     return Yardstick(
-        flops_per_token=count_flops(spec, sequence_length(config)).training,
+        flops_per_token=count_flops(spec, ramp(config).longest).training,
         peak=of_backend(backend.device()).peak(kind),
         measured=matmul_flops_per_second(lambda size, repeats: backend.matmul_seconds(kind, size, repeats)),
     )
@@ -233,8 +235,21 @@ def _check_sources(config: RunConfig, tokens: TokenData) -> None:
         )
 
 
-def _describe_mixture(tokens: TokenData, order: MixedOrder, steps: int) -> str:
-    paths = zip(tokens.manifest.paths, order.sizes, order.source_epochs(steps), strict=True)
+def _tokens_a_step(stages: Ramp) -> str:
+    each = [stage.batch_size * stage.seq_len for stage in stages.stages]
+    return f"{each[0]:,}" if len(set(each)) == 1 else f"{min(each):,} to {max(each):,}"
+
+
+def _describe_stages(stages: Ramp) -> str:
+    return "; ".join(
+        f"{stage.batch_size} rows of {stage.seq_len}"
+        + (f" from step {stage.first_step + 1}" if stage.first_step else "")
+        for stage in stages.stages
+    )
+
+
+def _describe_mixture(tokens: TokenData, order: Order, steps: int) -> str:
+    paths = zip(tokens.manifest.paths, order.sequence.sizes, order.source_epochs(steps), strict=True)
     return "mixture: " + "; ".join(
         f"{Path(path).name} {size:,} rows, {epochs:.2f} epochs by step {steps}" for path, size, epochs in paths
     )

@@ -10,7 +10,7 @@ import numpy as np
 import sconce
 from sconce.backend import state_names
 from sconce.checkpoint.record import Checkpoint
-from sconce.config import precision, sequence_length, to_json
+from sconce.config import precision, to_json
 from sconce.interop.hf import model_files
 from sconce.log import phase
 from sconce.pod import pod_facts
@@ -22,16 +22,15 @@ from sconce.training.run import Run
 def save_checkpoint(run: Run, *, is_best: bool) -> Path:
     """Commit the run as it stands; returns the checkpoint's folder."""
     device = run.backend.device()
-    rows = run.step * run.order.batch_size
     yardstick = run.yardstick
     speeds = {"matmul_flops_per_second": yardstick.measured, "vendor_flops_per_second": yardstick.peak}
     facts = Checkpoint(
         step=run.step,
-        tokens=rows * sequence_length(run.config),
+        tokens=run.order.ramp.places(run.step),
         cursor={
             "fingerprint": run.tokens.fingerprint,
             "seed": run.order.seed,
-            "rows_consumed": rows,
+            "rows_consumed": run.order.ramp.rows(run.step),
             "rows_sha256": run.rows_sha256,
             **({"imported_steps": run.imported_steps} if run.imported_steps else {}),
         },

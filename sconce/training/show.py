@@ -1,10 +1,9 @@
 """Finding what a run trains on, from its folder alone or from its config, for `sconce data show`."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from sconce.checkpoint.load import LoadedCheckpoint, newest_intact
-from sconce.config import RunConfig, config_from_resolved, sequence_length
+from sconce.config import RunConfig, config_from_resolved, ramp
 from sconce.config.read import read_table
 from sconce.data.prepare import is_current
 from sconce.data.rows import open_train_rows
@@ -12,9 +11,10 @@ from sconce.data.shards import TokenData
 from sconce.data.show import StepReader
 from sconce.errors import CheckpointError, DataError
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
-from sconce.training.recipe import make_schedule, mixture_stages
+from sconce.training.recipe import make_schedule, train_order
 from sconce.training.run import RunFolder, check_same_run
 from sconce.training.tokens import (
+    Say,
     corpus_of,
     rebuild_tokens,
     run_tokens,
@@ -23,8 +23,10 @@ from sconce.training.tokens import (
 )
 
 
-def reader_of_run(folder: RunFolder) -> StepReader:
+def reader_of_run(folder: RunFolder, say: Say | None = None) -> StepReader:
     """What the run in `folder` trains on, from its shards; the text they were made of need not be there.
+
+    `say` hears of a packing plan that is made again.
 
     Raises CheckpointError when it is no run's folder, DataError when its shards or tokenizer are gone.
     """
@@ -36,7 +38,7 @@ def reader_of_run(folder: RunFolder) -> StepReader:
             f"{place}: not the token shards this run trains on: give its config file instead, which makes them of "
             "the text"
         )
-    return _reader(config, tokenizer, tokens, loaded)
+    return _reader(config, tokenizer, tokens, loaded, say)
 
 
 def shards_of_run(folder: RunFolder) -> tuple[Path, Tokenizer]:
@@ -56,7 +58,7 @@ def _open_folder(folder: RunFolder) -> tuple[RunConfig, Tokenizer, LoadedCheckpo
     return config, load_tokenizer(_tokenizer_path(config, folder, loaded)), loaded
 
 
-def prepare_run(config: RunConfig, folder: RunFolder, say: Callable[[str], None], workers: int | None) -> TokenData:
+def prepare_run(config: RunConfig, folder: RunFolder, say: Say, workers: int | None) -> TokenData:
     """Make the token shards that training `config` in `folder` asks for, by what `train` itself would call."""
     assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_json)
@@ -66,9 +68,10 @@ def prepare_run(config: RunConfig, folder: RunFolder, say: Callable[[str], None]
     return run_tokens(config, folder.root, tokenizer, loaded, say, workers)
 
 
-def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
+def reader_of_config(config: RunConfig, folder: RunFolder, say: Say | None = None) -> StepReader:
     """What training `config` in `folder` trains on, or would; its text becomes shards there if it is not yet.
 
+    `say` hears of a packing plan that is made again.
     Raises as `open_run` does for a config that is not the folder's run's.
     """
     assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
@@ -80,7 +83,7 @@ def reader_of_config(config: RunConfig, folder: RunFolder) -> StepReader:
     tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
         tokens = rebuild_tokens(corpus, tokenizer, place, loaded, say=lambda _: None)
-    return _reader(config, tokenizer, tokens, loaded)
+    return _reader(config, tokenizer, tokens, loaded, say)
 
 
 def _tokenizer_path(config: RunConfig, folder: RunFolder, loaded: LoadedCheckpoint | None) -> Path:
@@ -91,17 +94,18 @@ def _tokenizer_path(config: RunConfig, folder: RunFolder, loaded: LoadedCheckpoi
     return path if path.is_file() else folder.root / "tokenizer" / "tokenizer.json"  # the folder may have moved
 
 
-def _reader(config: RunConfig, tokenizer: Tokenizer, tokens: TokenData, loaded: LoadedCheckpoint | None) -> StepReader:
-    seq_len, stages = sequence_length(config), mixture_stages(config)
-    rows = open_train_rows(tokens, seq_len, config.data.packing, bool(stages))
+def _reader(
+    config: RunConfig, tokenizer: Tokenizer, tokens: TokenData, loaded: LoadedCheckpoint | None, say: Say | None
+) -> StepReader:
+    mixed = bool(config.data.weights)
+    rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, say)
+    order = train_order(config, rows.sizes)
     return StepReader(
         data=tokens,
         tokenizer=tokenizer,
-        batch_size=config.data.batch_size,
-        sequence_length=seq_len,
-        seed=config.runtime.seed,
-        packing=config.data.packing,
-        stages=stages,
-        total_steps=make_schedule(config, rows.num_rows).total_steps,
+        rows=rows,
+        order=order,
+        sources=tokens.manifest.paths if mixed else (),
+        total_steps=make_schedule(config, order).total_steps,
         imported_steps=0 if loaded is None else loaded.record.imported_steps,
     )

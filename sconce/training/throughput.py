@@ -33,6 +33,12 @@ class Throughput:
         self._recent.append((now, self._tokens))
         return (self._tokens - before) / max(now - then, 1e-9)
 
+    def restart(self) -> None:
+        """Updates of another size begin, whose rate says nothing of those before."""
+        now = (self._busy + self._clock() - self._since, self._tokens)
+        self._lap = now
+        self._recent = deque([now], maxlen=MIN_UPDATES)
+
     def lap(self) -> None:
         """Start a new interval: the present rate has been logged."""
         self._lap = self._recent[-1]

@@ -10,7 +10,7 @@ from tiny import INSTALLED, make_spec, random_weights
 
 from sconce.backend import ComputeOptions, load_backend
 from sconce.checkpoint.record import IMPORTED, Checkpoint
-from sconce.data.order import TrainOrder
+from sconce.data.order import shuffled_order
 from sconce.data.rows import ConcatRows
 from sconce.errors import CheckpointError
 from sconce.optim import OptimSpec
@@ -19,7 +19,10 @@ from sconce.training.certificate import Witness, certify, check_certificate
 SPEC = make_spec(num_kv_heads=2, qk_norm=True)
 SEQ, ROWS, STEP = 24, 40, 3
 TOKENS = np.random.default_rng(0).integers(0, SPEC.vocab_size, SEQ * ROWS + 1).astype(np.int32)
-STORE = SimpleNamespace(num_tokens=len(TOKENS), read=lambda start, count: TOKENS[start : start + count].copy())
+STORE = SimpleNamespace(
+    num_tokens=len(TOKENS),
+    read_into=lambda start, tokens: np.copyto(tokens, TOKENS[start : start + len(tokens)]),
+)
 PAIRS = [(here, there) for here in INSTALLED for there in INSTALLED]
 
 
@@ -31,7 +34,7 @@ def witness(hardware, precision="fp32", weights=None, seed=5, micro_batch_size=4
         device=backend.device(),
         precision=precision,
         rows=ConcatRows(STORE, SEQ),
-        order=TrainOrder(ROWS, 8, seed),
+        order=shuffled_order(ROWS, 8, seed),
         micro_batch_size=micro_batch_size,
     )
 

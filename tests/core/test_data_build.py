@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(corpus, tmp_path, monkeypatch
     assert content(tmp_path / "tokens") == before
     said = []
     build(corpus, tmp_path / "tokens", say=said.append)
-    assert "are of other text or another tokenizer, and are replaced" in said[0]
+    assert "are of other text or another tokenizer: they will be replaced" in said[0]
     assert "going on" in said[1]
     build(corpus, tmp_path / "anew")
     assert content(tmp_path / "tokens") == content(tmp_path / "anew")

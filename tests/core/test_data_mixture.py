@@ -9,10 +9,11 @@ import pytest
 from sconce.config import config_from
 from sconce.data.corpus import Corpus
 from sconce.data.encode import Engine
-from sconce.data.order import BLOCK, MixedOrder, Stage, TrainOrder, block_counts, permute
+from sconce.data.order import BLOCK, block_counts, make_order, permute, shuffled_order
 from sconce.data.prepare import prepare
 from sconce.data.rows import open_rows, open_train_rows
 from sconce.errors import ConfigError, DataError
+from sconce.ramp import constant
 
 
 @dataclass
@@ -29,8 +30,8 @@ class Bytes:
 
 SIZES, BATCH, SEED = (700, 33, 5000), 48, 3
 WEIGHTS = ((3.0, 1.0, 0.0), (1.0, 1.0, 2.0), (0.0, 0.0, 1.0))
-STAGES = tuple(Stage(step, block_counts(w)) for step, w in zip((0, 130, 300), WEIGHTS, strict=True))
-ORDER = MixedOrder(SIZES, STAGES, BATCH, SEED)
+STAGES = [(step, block_counts(weights)) for step, weights in zip((0, 130, 300), WEIGHTS, strict=True)]
+ORDER = make_order(SIZES, STAGES, constant(BATCH), SEED)
 
 
 def one_by_one(steps):
@@ -39,14 +40,15 @@ def one_by_one(steps):
     blocks: dict[tuple[int, int], list[int]] = {}
     orders: dict[tuple[int, int], list[int]] = {}
     for step in range(steps):
-        number = max(index for index, stage in enumerate(STAGES) if stage.first_step <= step)
+        number = max(index for index, (first_step, _) in enumerate(STAGES) if first_step <= step)
+        first_step, shares = STAGES[number]
         rows, epochs = [], []
-        for place in range((step - STAGES[number].first_step) * BATCH, (step + 1 - STAGES[number].first_step) * BATCH):
+        for place in range((step - first_step) * BATCH, (step + 1 - first_step) * BATCH):
             block, inside = divmod(place, BLOCK)
             if (number, block) not in blocks:
                 blocks[number, block] = permute(np.arange(BLOCK), BLOCK, SEED, block, 2**32 + number).tolist()
             slot = blocks[number, block][inside]
-            source = int(np.searchsorted(np.cumsum(STAGES[number].counts), slot, side="right"))
+            source = int(np.searchsorted(np.cumsum(shares), slot, side="right"))
             epoch, position = divmod(used[source], SIZES[source])
             if (source, epoch) not in orders:
                 orders[source, epoch] = permute(np.arange(SIZES[source]), SIZES[source], SEED, epoch, source).tolist()
@@ -81,7 +83,7 @@ def test_shares_of_a_block(weights):
 
 
 def test_one_source_is_shuffled_as_if_alone():
-    alone, mixed = TrainOrder(97, 10, 5), MixedOrder((97,), (Stage(0, (BLOCK,)),), 10, 5)
+    alone, mixed = shuffled_order(97, 10, 5), make_order((97,), [(0, (BLOCK,))], constant(10), 5)
     for step in (0, 9, 10, 1000):
         assert alone.rows(step).tolist() == mixed.rows(step).tolist()
         assert alone.row_epochs(step).tolist() == mixed.row_epochs(step).tolist()
@@ -153,7 +155,6 @@ def config(data, **scheduler):
         ({"weights": [[1, 1e-6]]}, {}, "expected each to be 0 or at least 0.05%"),
         ({"weights": [[1, -1]]}, {}, "data.weights.*expected a list of lists of numbers >= 0"),
         ({"weights": [1, 1]}, {}, "data.weights.*expected a list of lists of numbers >= 0"),
-        ({"weights": [[1, 1]]}, {"total_epochs": 2}, "scheduler.total_epochs: means nothing with data.weights"),
     ],
 )
 def test_config_faults(data, scheduler, message):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sconce.data.order import TrainOrder, permute
+from sconce.data.order import permute, shuffled_order
 
 
 @given(size=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 2**40), source=st.integers(0, 9))
@@ -67,7 +67,7 @@ def test_the_order_never_changes():
 
 @given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 50), seed=st.integers(0, 5))
 def test_batches_run_through_epochs_without_loss(num_rows, batch_size, seed):
-    order = TrainOrder(num_rows, batch_size, seed)
+    order = shuffled_order(num_rows, batch_size, seed)
     steps = 3 * num_rows // batch_size + 1
     rows = np.concatenate([order.rows(step) for step in range(steps)])
     for epoch in range(3):
@@ -76,4 +76,4 @@ def test_batches_run_through_epochs_without_loss(num_rows, batch_size, seed):
 
 
 def test_epoch_counts_passes():
-    assert TrainOrder(num_rows=10, batch_size=4, seed=0).epoch(5) == 2.0
+    assert shuffled_order(num_rows=10, batch_size=4, seed=0).epoch(5) == 2.0

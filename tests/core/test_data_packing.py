@@ -1,5 +1,6 @@
 """Best-fit packing: against the textbook algorithm, and token by token; nothing dropped, hardly a place empty."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pydoc_data import topics
@@ -13,7 +14,7 @@ from sconce.data import packing
 from sconce.data.batches import rows_sha256
 from sconce.data.corpus import Corpus
 from sconce.data.examine import faults
-from sconce.data.packing import best_fit, open_plan, pour_rests
+from sconce.data.packing import best_fit, open_plan, pour
 from sconce.data.prepare import prepare
 from sconce.data.rows import open_rows
 from sconce.errors import DataError
@@ -132,7 +133,7 @@ def test_rests_are_cut_again_and_nothing_else(room):
     is_rest = np.array([start not in set(starts.tolist()) for start in pieces["start"].tolist()])
     before = best_fit(pieces["length"].astype(np.int64), room)
     assert 1 - lengths.sum() / (room * (before.max() + 1)) > 0.1
-    poured, rows = pour_rests(pieces, before, is_rest & (pieces["length"] < room), room)
+    poured, rows = pour(pieces, before, is_rest & (pieces["length"] < room), room)
     used = np.bincount(rows, poured["length"])
     assert used.min() > 0
     assert used.max() <= room
@@ -149,7 +150,7 @@ def test_rests_are_cut_again_and_nothing_else(room):
 def test_what_packs_well_is_not_cut():
     pieces = packing._cut(np.array([0, 150, 200]), np.array([150, 50, 100]), 100)
     rows = best_fit(pieces["length"].astype(np.int64), 100)
-    poured, same = pour_rests(pieces, rows, np.array([False, True, False, False]), 100)
+    poured, same = pour(pieces, rows, np.array([False, True, False, False]), 100)
     assert (poured.tolist(), same.tolist()) == (pieces.tolist(), rows.tolist())
 
 
@@ -203,3 +204,30 @@ def test_a_disk_that_takes_no_plan(data, monkeypatch):
     with pytest.raises(DataError, match="packing: cannot be written: No space left"):
         open_plan(data, "train", SEQ)
     assert not any((data.folder / "packing").iterdir())
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_passages_are_cut_where_rows_would_stay_empty_and_records_are_not(tmp_path, records):
+    """Documents of about two thirds of a row: two never share one, and a third of the places would be empty."""
+    rng = np.random.default_rng(0)
+    texts = [("x" * 79 + "\n") * (int(rng.integers(0, 8)) + 55) + "\n" for _ in range(200)]
+    if records:
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        path = tmp_path / "a.txt"
+        path.write_text("".join(texts))
+    data = prepare(Corpus(paths=(path,), validation_fraction=0.1), Bytes(), tmp_path / "tokens")
+    room = 7000
+    rows = open_rows(data, "train", room, "bestfit")
+    seen, pieces = np.zeros(data.train.num_tokens, int), 0
+    for row in range(rows.num_rows):
+        pieces += len(rows.spans(row))
+        for start, end in rows.spans(row):
+            seen[start:end] += 1
+    assert (seen == 1).all()
+    if records:
+        assert pieces == data.train.num_documents == rows.num_rows
+    else:
+        assert 1 - data.train.num_tokens / (rows.num_rows * room) < 0.01
+        assert pieces < 2 * data.train.num_documents

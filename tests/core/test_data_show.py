@@ -12,11 +12,14 @@ import tokenizers
 from sconce.backend import DeviceInfo, StepMetrics, state_names
 from sconce.config import config_from, to_json
 from sconce.data.corpus import Corpus
+from sconce.data.order import make_order
 from sconce.data.prepare import prepare
+from sconce.data.rows import open_rows
 from sconce.data.show import StepReader
 from sconce.errors import CheckpointError, DataError
 from sconce.files import write_json
 from sconce.optim import OptimSpec
+from sconce.ramp import constant
 from sconce.tokenizer.bpe import load_tokenizer, train_tokenizer
 from sconce.training import run as run_module
 from sconce.training.loop import train
@@ -72,7 +75,9 @@ def reader(home):
     tokenizer = load_tokenizer(home / "tokenizer/tokenizer.json")
     data = prepare(corpus, tokenizer, home / "shards", shard_tokens=700)
     assert len(data.manifest.shards) > 5  # rows and documents then lie across shard borders
-    return StepReader(data=data, tokenizer=tokenizer, batch_size=BATCH, sequence_length=SEQ, seed=7, total_steps=100)
+    rows = open_rows(data, "train", SEQ, "concat")
+    order = make_order(rows.sizes, (), constant(BATCH, SEQ), seed=7)
+    return StepReader(data=data, tokenizer=tokenizer, rows=rows, order=order, total_steps=100)
 
 
 def tokens_of(row):
@@ -276,3 +281,20 @@ def test_a_config_that_is_not_the_runs_is_refused(home, tmp_path, monkeypatch):
         reader_of_config(config_of(home, folder.root, batch_size=8), folder)
     with pytest.raises(CheckpointError, match=r"data\.packing: 'concat' in the checkpoint, 'bestfit' now"):
         reader_of_config(config_of(home, folder.root, packing="bestfit"), folder)
+
+
+def test_rows_of_a_mixture_name_their_source(home, tmp_path):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_text("\n".join(f"{path.stem} {line}" for line in LINES), encoding="utf-8")
+    folder = RunFolder(tmp_path / "run")
+    stages = [{"from_step": 8, "sequence_length": SEQ}]
+    data = {"train_shards": [str(path) for path in paths], "weights": [[1, 3]], "sequence_length": 8, "stages": stages}
+    reader = reader_of_config(config_of(home, folder.root, **data), folder)
+    ends = np.cumsum(reader.data.manifest.path_tokens)
+    for step in (1, 8, 9):
+        shown = reader.show(step)
+        assert shown.sequence_length == (SEQ if step > 8 else 8)
+        for row in shown.rows:
+            assert len(tokens_of(row)) == shown.sequence_length + 1
+            assert row.source == str(paths[int(row.pieces[0].start >= ends[0])])

@@ -8,7 +8,7 @@ from reference import logits, token_nats
 
 from sconce.conformance import golden, kit
 from sconce.conformance.golden import SPEC, load_golden
-from sconce.data.order import TrainOrder
+from sconce.data.order import shuffled_order
 from sconce.optim import NEWTON_SCHULZ
 
 SPECS = [SPEC, golden.dropping("attn_dropout", "residual_dropout")]
@@ -84,7 +84,7 @@ def test_this_machine_passes():
     ("name", "wrong", "check"),
     [
         ("learning_rate", lambda schedule, step: schedule.peak_lr * (step + 1) / 100, "schedules"),
-        ("ORDER", TrainOrder(num_rows=1000, batch_size=8, seed=21), "data order"),
+        ("ORDER", shuffled_order(num_rows=1000, batch_size=8, seed=21), "data order"),
         ("InitialWeights", lambda spec, seed: make_golden.InitialWeights(spec, seed + 1), "initial weights"),
         ("row_keys", lambda *_: np.arange(4, dtype=np.uint32), "dropout mask"),
     ],

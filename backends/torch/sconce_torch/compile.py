@@ -5,17 +5,21 @@ from collections.abc import Callable
 from typing import Generic, ParamSpec, TypeVar
 
 import torch
+import torch._dynamo.config as dynamo
 from torch._dynamo.exc import BackendCompilerFailed
 
 log = logging.getLogger("sconce")
+SHAPES = 64
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class Compiled(Generic[P, R]):
-    """A function compiled for fixed shapes at its first call, or from then on called as it is, which is said once."""
+    """A function compiled for fixed shapes at the first call with them, or not at all, which is said once."""
 
     def __init__(self, function: Callable[P, R]) -> None:
+        # Each stage of a run may have shapes of its own; beyond the limit, 8, PyTorch would go on uncompiled.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
         self._plain = function
         self._function: Callable[P, R] = torch.compile(function, dynamic=False)
 
