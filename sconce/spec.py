@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from sconce.rope import RopeScaling
+
 Init = Literal["normal", "ones", "zeros"]
 Group = Literal["embedding", "matrix", "head", "vector"]
 
@@ -49,8 +51,10 @@ class ModelSpec:
     mlp: Literal["gated", "plain"] = "gated"
     activation: Literal["silu", "gelu", "relu2"] = "silu"
     attention_bias: bool = False
+    attention_output_bias: bool = True  # with attention_bias, also on the projection back; Qwen2 has none there
     mlp_bias: bool = False
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = True
     sliding_window: int | None = None  # a token sees itself and the sliding_window - 1 before it
     attn_dropout: float = 0.0  # of attention probabilities, in training
@@ -93,7 +97,8 @@ class ModelSpec:
         yield from _linear(attention + "q_proj", q_size, hidden, INIT_STD, self.attention_bias)
         yield from _linear(attention + "k_proj", kv_size, hidden, INIT_STD, self.attention_bias)
         yield from _linear(attention + "v_proj", kv_size, hidden, INIT_STD, self.attention_bias)
-        yield from _linear(attention + "o_proj", hidden, q_size, into_residual, self.attention_bias)
+        output_bias = self.attention_bias and self.attention_output_bias
+        yield from _linear(attention + "o_proj", hidden, q_size, into_residual, output_bias)
         if self.qk_norm:
             yield ParamSpec(name=attention + "q_norm.weight", shape=(self.head_dim,), init="ones", group="vector")
             yield ParamSpec(name=attention + "k_norm.weight", shape=(self.head_dim,), init="ones", group="vector")

@@ -52,3 +52,21 @@ def read_tensor(path: Path, entry: TensorEntry) -> NDArray[np.float32]:
     # A bfloat16 is the upper half of a float32.
     wide = (raw.astype(np.uint32) << 16).view(np.float32) if entry.dtype == "BF16" else raw
     return wide.astype(np.float32, copy=False)
+
+
+def as_stored(array: NDArray[np.float32], dtype: str) -> NDArray[np.generic]:
+    """The values as a file has them, rounded to the nearest, ties to even; bfloat16 as its 16 bits.
+
+    Raises ValueError where a finite value would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        if dtype == "BF16":
+            bits = np.ascontiguousarray(array, "<f4").view(np.uint32)
+            stored = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+            overflows = bool(((stored & 0x7F80) == 0x7F80).any())
+        else:
+            stored = array.astype(_STORED[dtype])
+            overflows = not np.isfinite(stored).all()
+    if overflows and np.isfinite(array).all():
+        raise ValueError(f"{np.abs(array).max():.3g} is too large for {dtype}")
+    return stored

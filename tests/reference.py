@@ -28,12 +28,41 @@ def activation(x, kind: str):
     return np.maximum(x, 0) ** 2
 
 
-def rope(x_BNTD, theta: float):
+def rope_frequency(i: int, spec: ModelSpec) -> float:
+    """Radians a position, of dimensions i and i + head_dim / 2: each scaling as its authors wrote it down."""
+    half, scaling = spec.head_dim // 2, spec.rope_scaling
+    wavelength = 2 * math.pi * spec.rope_theta ** (i / half)
+    if scaling is None:
+        return 2 * math.pi / wavelength
+    slow = 2 * math.pi / wavelength / scaling.factor
+    if scaling.rope_type == "linear":
+        return slow
+    turns = scaling.original_max_position_embeddings / wavelength
+    if scaling.rope_type == "llama3":
+        if turns < scaling.low_freq_factor:
+            return slow
+        if turns > scaling.high_freq_factor:
+            return 2 * math.pi / wavelength
+        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+        return (1 - smooth) * slow + smooth * 2 * math.pi / wavelength
+
+    def pair_of(turns):
+        length = scaling.original_max_position_embeddings / turns
+        return half * math.log(length / (2 * math.pi)) / math.log(spec.rope_theta)
+
+    first, last = max(0, math.floor(pair_of(scaling.beta_fast))), math.ceil(pair_of(scaling.beta_slow))
+    ramp = min(1.0, max(0.0, (i - first) / (last - first)))
+    return ramp * slow + (1 - ramp) * 2 * math.pi / wavelength
+
+
+def rope(x_BNTD, spec: ModelSpec):
     half = x_BNTD.shape[-1] // 2
     out = np.empty_like(x_BNTD)
+    if spec.rope_scaling is not None and spec.rope_scaling.rope_type == "yarn":
+        x_BNTD = x_BNTD * (0.1 * math.log(spec.rope_scaling.factor) + 1)
     for t in range(x_BNTD.shape[2]):
         for i in range(half):
-            angle = t * theta ** (-i / half)
+            angle = t * rope_frequency(i, spec)
             a, b = x_BNTD[:, :, t, i], x_BNTD[:, :, t, i + half]
             out[:, :, t, i] = a * math.cos(angle) - b * math.sin(angle)
             out[:, :, t, i + half] = b * math.cos(angle) + a * math.sin(angle)
@@ -70,7 +99,7 @@ def attention(x, weights, layer, spec: ModelSpec, keys=None, segments=None):
             y = norm(y, weights, prefix + norm_name, spec, "rmsnorm")
         return y.transpose(0, 2, 1, 3)
 
-    q, k = rope(heads("q_proj", "q_norm"), spec.rope_theta), rope(heads("k_proj", "k_norm"), spec.rope_theta)
+    q, k = rope(heads("q_proj", "q_norm"), spec), rope(heads("k_proj", "k_norm"), spec)
     v = heads("v_proj")
     length = x.shape[1]
     probs = np.empty((*q.shape[:3], length))

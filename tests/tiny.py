@@ -6,6 +6,7 @@ import numpy as np
 
 from sconce.data.batches import Batch
 from sconce.init import InitialWeights
+from sconce.rope import make_scaling
 from sconce.spec import ModelSpec
 
 BASE = {
@@ -18,6 +19,16 @@ BASE = {
     "head_dim": 8,
     "max_position_embeddings": 32,
 }
+
+# Made for 8 positions; with small bases, each but linear slows some pairs fully, keeps some, and mixes the rest.
+_ORIGINAL = {"original_max_position_embeddings": 8}
+SCALINGS = {
+    "linear": make_scaling("linear", {"factor": 4.0}),
+    "llama3": make_scaling("llama3", {**_ORIGINAL, "factor": 8.0, "low_freq_factor": 0.2, "high_freq_factor": 1.0}),
+    "yarn": make_scaling("yarn", {**_ORIGINAL, "factor": 4.0, "beta_fast": 2.0, "beta_slow": 0.05}),
+    "yarn-attention-factor": make_scaling("yarn", {**_ORIGINAL, "factor": 4.0, "attention_factor": 1.5}),
+}
+QKV_BIASES = {"attention_bias": True, "attention_output_bias": False}
 
 # Every variation of the spec, alone and in the combinations that meet in one code path.
 VARIATIONS = {
@@ -34,6 +45,8 @@ VARIATIONS = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "theta": {"rope_theta": 500000.0},
     "window": {"sliding_window": 5, "num_kv_heads": 2},
+    "llama3-rope": {"rope_theta": 100.0, "rope_scaling": SCALINGS["llama3"]},
+    "yarn-qkv-biases": {**QKV_BIASES, "rope_theta": 1000.0, "rope_scaling": SCALINGS["yarn"]},
 }
 
 

@@ -27,9 +27,13 @@ Type text and the model continues it; an empty line lets it go on. Alt-Enter sta
 def chat(
     checkpoint: ModelArgument,
     dialogue: Annotated[
-        bool,
-        typer.Option("--dialogue", help="Frame turns as User: and Assistant:, for a model that has read dialogues."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--dialogue/--no-dialogue",
+            help="Frame turns by the model's chat template, else as User: and Assistant:, for a model that has read "
+            "dialogues. Default: if it has a template.",
+        ),
+    ] = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0)] = 0.8,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens a turn.")] = 200,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
@@ -47,8 +51,9 @@ def chat(
     typer.echo(
         f"{model.path.name}: {model.spec.num_params:,} parameters, {place}; /help for what can be done", err=True
     )
-    session = Session(model, dialogue, sampling, max_tokens, seed)
-    for line in _terminal_lines(dialogue) if sys.stdin.isatty() else _piped_lines():
+    talks = model.has_chat_template if dialogue is None else dialogue
+    session = Session(model, talks, sampling, max_tokens, seed)
+    for line in _terminal_lines(talks) if sys.stdin.isatty() else _piped_lines():
         if not _take(session, line):
             return
 

@@ -188,7 +188,9 @@ def _model_facts(checkpoint: "LoadedCheckpoint") -> dict[str, object]:
         spec = spec_from_config(config)
     except CheckpointError as error:
         return {"unknown": str(error)}  # the rest is still worth seeing
-    return {"model_type": config["model_type"], "parameters": spec.num_params, **asdict(spec), **_dropout(checkpoint)}
+    fields = {"model_type": config["model_type"], "parameters": spec.num_params, **asdict(spec), **_dropout(checkpoint)}
+    scaling = {} if spec.rope_scaling is None else asdict(spec.rope_scaling)
+    return {**fields, "rope_scaling": {key: value for key, value in scaling.items() if value is not None} or None}
 
 
 def _dropout(checkpoint: "LoadedCheckpoint") -> dict[str, object]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from sconce.config.schema import RunConfig, Section
 from sconce.config.stages import ramp
 from sconce.ramp import Ramp
+from sconce.rope import scaling_faults
 
 LEAST_SHARE = 1 / 2000  # of a source: the order of rows knows shares of a 4096th
 
@@ -28,6 +29,7 @@ _USERS: Mapping[str, tuple[str, ...]] = {
 def relation_faults(config: RunConfig) -> Iterator[Relation]:
     """Every contradiction between keys."""
     yield from _model(config)
+    yield from _rope(config)
     yield from _data(config)
     yield from _dropout(config)
     yield from _without_effect(config)
@@ -53,6 +55,20 @@ def _model(config: RunConfig) -> Iterator[Relation]:
         yield (
             ("model.num_key_value_heads", "model.num_attention_heads"),
             f"found {kv_heads}, expected a divisor of model.num_attention_heads {heads}",
+        )
+
+
+def _rope(config: RunConfig) -> Iterator[Relation]:
+    model = config.model
+    scaling = model.rope_scaling
+    for key, message in scaling_faults(scaling.rope_type, scaling.model_dump(exclude={"rope_type"})):
+        yield (f"model.rope_scaling.{key}", "model.rope_scaling.rope_type"), message
+    if scaling.rope_type == "yarn" and model.rope_theta <= 1:
+        yield ("model.rope_theta", "model.rope_scaling.rope_type"), f"found {model.rope_theta}; yarn needs more than 1"
+    if not (model.attention_output_bias or model.attention_bias):
+        yield (
+            ("model.attention_output_bias", "model.attention_bias"),
+            "found false, which would do nothing without model.attention_bias",
         )
 
 

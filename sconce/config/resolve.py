@@ -15,6 +15,7 @@ from sconce.config.relations import idle_keys
 from sconce.config.schema import RunConfig
 from sconce.config.stages import ramp, sequence_length
 from sconce.errors import ConfigError
+from sconce.rope import make_scaling
 from sconce.spec import ModelSpec
 
 # Identified by the hashes of what they hold: a run may move to another folder or machine.
@@ -109,8 +110,10 @@ def model_spec(config: RunConfig, vocab_size: int) -> ModelSpec:
         mlp=model.mlp,
         activation=model.activation,
         attention_bias=model.attention_bias,
+        attention_output_bias=model.attention_output_bias,
         mlp_bias=model.mlp_bias,
         rope_theta=model.rope_theta,
+        rope_scaling=make_scaling(model.rope_scaling.rope_type, model.rope_scaling.model_dump(exclude={"rope_type"})),
         tie_word_embeddings=model.tie_word_embeddings,
         sliding_window=model.sliding_window,
         attn_dropout=model.attn_dropout,

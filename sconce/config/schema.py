@@ -16,6 +16,35 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class RopeScalingConfig(Section):
+    """The rotary embedding over more positions than a model was first trained on: see docs/rotary.md."""
+
+    rope_type: Literal["default", "linear", "llama3", "yarn"] = Field(
+        default="default", description="default does not scale."
+    )
+    factor: float | None = Field(
+        default=None, ge=1, description="How far frequencies are slowed down, at most. Required unless default."
+    )
+    original_max_position_embeddings: int | None = Field(
+        default=None, ge=1, description="Positions of the first training. Required for llama3 and yarn."
+    )
+    low_freq_factor: float | None = Field(
+        default=None, gt=0, description="llama3: pairs that turn less often in those are slowed fully. Default: 1."
+    )
+    high_freq_factor: float | None = Field(
+        default=None, gt=0, description="llama3: pairs that turn more often are kept. Default: 4."
+    )
+    beta_fast: float | None = Field(
+        default=None, gt=0, description="yarn: pairs that turn more often are kept. Default: 32."
+    )
+    beta_slow: float | None = Field(
+        default=None, gt=0, description="yarn: pairs that turn less often are slowed fully. Default: 1."
+    )
+    attention_factor: float | None = Field(
+        default=None, gt=0, description="yarn: what multiplies rotated queries and keys. Default: 0.1 ln(factor) + 1."
+    )
+
+
 class ModelConfig(Section):
     """The architecture: Llama's by default, Qwen3's with `qk_norm`."""
 
@@ -55,6 +84,9 @@ class ModelConfig(Section):
     )
     activation: Literal["silu", "gelu", "relu2"] = Field(default="silu", description="relu2 is the square of ReLU.")
     attention_bias: bool = Field(default=False, description="Biases on the four attention projections.")
+    attention_output_bias: bool = Field(
+        default=True, description="With attention_bias, also on the last of the four; false is Qwen2's."
+    )
     mlp_bias: bool = Field(default=False, description="Biases on the MLP's projections.")
     rope_theta: float = Field(default=10000.0, gt=0, description="Base of the rotary embedding.")
     tie_word_embeddings: bool = Field(default=True, description="The head multiplies by the embedding table.")
@@ -70,6 +102,7 @@ class ModelConfig(Section):
     residual_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropped in training from what each branch adds to the residual stream."
     )
+    rope_scaling: RopeScalingConfig = Field(default=RopeScalingConfig(), description="Scaling of the rotary embedding.")
 
 
 class TokenizerConfig(Section):

@@ -96,14 +96,28 @@ class TextModel:
         self.model = model
 
     def encode(self, text: str | Sequence[int]) -> list[int]:
-        """Token ids of a prompt; an empty one is the end of the document before it.
+        """Token ids of a prompt; an empty one is the end of the document before it, unless texts begin with BOS.
 
         Raises DataError for an id that the model does not have.
         """
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        ids = [*self.tokenizer.prefix, *self.tokenizer.encode(text)] if isinstance(text, str) else list(text)
         if (unknown := next((token for token in ids if not 0 <= token < self.spec.vocab_size), None)) is not None:
             raise DataError(f"token id {unknown}: the model's are 0 to {self.spec.vocab_size - 1}")
         return ids or [self.tokenizer.eos_id]
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model was taught to read conversations in a form of their own."""
+        return self.tokenizer.chat_template is not None
+
+    def chat(self, messages: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+        """Token ids of turns of (role, text) by the chat template, up to where the next answer begins.
+
+        Raises DataError when the template refuses them.
+        """
+        from sconce.generation.chat_template import chat_ids  # noqa: PLC0415 (few models have a template)
+
+        return chat_ids(self.tokenizer, [{"role": role, "content": text} for role, text in messages])
 
     def request(self, prompt: Prompt) -> Request:
         """The prompt for an engine of this model. Raises DataError when it fills every position."""

@@ -29,7 +29,10 @@ class Turn:
 
 @dataclass(slots=True)
 class Session:
-    """Turns, and how the next is drawn. In a dialogue each turn is a line of User's and an answer of Assistant's.
+    """Turns, and how the next is drawn.
+
+    In a dialogue each turn is a person's line and an answer, by the model's chat template if it has one, else as
+    `User: …` and `Assistant: …` lines.
 
     Every turn and every new attempt at one draws differently, and all of it again from the same `seed`.
     """
@@ -46,8 +49,13 @@ class Session:
     _attempts: int = 0
 
     @property
+    def templated(self) -> bool:
+        """Whether turns reach the model by its chat template."""
+        return self.dialogue and self.model.has_chat_template
+
+    @property
     def text(self) -> str:
-        """The whole document."""
+        """The whole document, a templated dialogue as User's and Assistant's lines too."""
         return "".join(self._given(turn) + turn.written for turn in self.turns)
 
     def write(self, given: str) -> Iterator[str]:
@@ -96,21 +104,17 @@ class Session:
         if not self.dialogue:
             return turn.given
         opening = "" if turn is self.turns[0] else "\n"
-        return f"{opening}User: {turn.given}\nAssistant:"
+        return f"{opening}User: {turn.given}\nAssistant:" + (" " if self.templated else "")
 
     def _continue(self) -> Iterator[str]:
         turn = self.turns[-1]
-        positions = self.model.spec.max_position_embeddings
-        ids = self.model.encode(self.text)
-        room = max(1, positions - min(self.max_tokens, positions // 2))  # what comes needs positions too
-        self.forgotten = max(0, len(ids) - room)
         prompt = Prompt(
-            text=tuple(ids[self.forgotten :]),
+            text=self._conversation() if self.templated else self._document(),
             max_tokens=self.max_tokens,
             sampling=self.sampling,
             seed=self.seed,
             choice=self._attempts,
-            stop=("\nUser:",) if self.dialogue else (),
+            stop=("\nUser:",) if self.dialogue and not self.templated else (),
         )
         self._attempts += 1
         self.figures, self.finish = Figures(), None
@@ -118,3 +122,33 @@ class Session:
             turn.written += piece.text
             self.finish = piece.finish
             yield piece.text
+
+    @property
+    def _room(self) -> int:
+        """Positions for what was said so far; what comes needs some too."""
+        positions = self.model.spec.max_position_embeddings
+        return max(1, positions - min(self.max_tokens, positions // 2))
+
+    def _document(self) -> tuple[int, ...]:
+        """The end of the document that there is room for."""
+        ids = self.model.encode(self.text)
+        self.forgotten = max(0, len(ids) - self._room)
+        return tuple(ids[self.forgotten :])
+
+    def _conversation(self) -> tuple[int, ...]:
+        """The last turns that there is room for, whole, as a template has them; the very last in any case.
+
+        Raises DataError when that alone fills the model.
+        """
+        whole = self.model.chat(self._messages(self.turns))
+        kept = whole
+        for start in range(1, len(self.turns)):
+            if len(kept) <= self._room:
+                break
+            kept = self.model.chat(self._messages(self.turns[start:]))
+        self.forgotten = len(whole) - len(kept)
+        return kept
+
+    def _messages(self, turns: list[Turn]) -> list[tuple[str, str]]:
+        said = [pair for turn in turns for pair in (("user", turn.given), ("assistant", turn.written))]
+        return said[:-1]  # the last answer is what comes

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from sconce.backend import state_names
 from sconce.errors import CheckpointError, ConfigError, in_short
 from sconce.files import sha256_file
+from sconce.interop.raw_tensors import RawTensors
 from sconce.optim import SLOTS, OptimSpec
 from sconce.spec import ModelSpec
-from sconce.tensorfile import TensorEntry, read_header, read_tensor
 
 Array = NDArray[np.float32]
 Shape = tuple[int, ...]
@@ -34,7 +34,6 @@ VERSION = 1
 MODEL = "model.safetensors"
 MANIFEST = "manifest.json"
 STEP_BITS = 40  # more updates than anyone does, and tokens are still counted in 64 bits
-_PRECISIONS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # what safetensors calls them, and we
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 # Our module: theirs, and which third of its rows is ours.
 _MODULES: Mapping[str, tuple[str, int | None]] = {
@@ -70,7 +69,7 @@ class EarlierCheckpoint:
     hidden_size: int
     intermediate_size: int
     num_layers: int
-    weights: "RawTensors"
+    weights: RawTensors
     optimizer: EarlierOptimizer | None
     seed: int | None
 
@@ -340,43 +339,6 @@ def _name_faults(expected: Sequence[str], found: Sequence[str]) -> list[str]:
     unknown = [name for name in found if name not in known]
     faults = [f"missing {', '.join(missing)}"] if missing else []
     return [*faults, f"unknown {', '.join(sorted(unknown))}"] if unknown else faults
-
-
-class RawTensors(Mapping[str, Array]):
-    """The tensors of a safetensors file as float32."""
-
-    def __init__(self, path: Path) -> None:
-        """Raises CheckpointError when it is no such file, or holds a tensor that is not fp32, fp16 or bf16."""
-        self.path = path
-        self.entries = _entries(path)
-
-    def __getitem__(self, name: str) -> Array:
-        array = read_tensor(self.path, self.entries[name])
-        if not np.isfinite(array).all():
-            raise CheckpointError(f"{self.path}: {name} holds NaN or infinity")
-        return array
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    @property
-    def precision(self) -> str:
-        """What the values were stored in: fp32, fp16, bf16 or several."""
-        return " and ".join(sorted({_PRECISIONS[entry.dtype] for entry in self.entries.values()}))
-
-
-def _entries(path: Path) -> dict[str, TensorEntry]:
-    try:
-        entries = read_header(path)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    others = [f"{name} is {entry.dtype}" for name, entry in entries.items() if entry.dtype not in _PRECISIONS]
-    if others:
-        raise CheckpointError(f"{path}: {', '.join(others)}; expected {', '.join(_PRECISIONS)}")
-    return entries
 
 
 def _load_json(path: Path) -> object:

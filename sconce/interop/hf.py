@@ -4,54 +4,83 @@ Tensor names need no translation, they are Hugging Face's already; what remains 
 that computes exactly this model counts:
 
     norm       MLP    class     not when
-    rmsnorm    gated  llama     -
+    rmsnorm    gated  llama     qk_norm
     rmsnorm    gated  mistral   (with sliding_window) qk_norm, attention_bias, mlp_bias
+    rmsnorm    gated  qwen2     (with attention_bias but not attention_output_bias) qk_norm, mlp_bias
     rmsnorm    gated  qwen3     (with qk_norm) mlp_bias
     rmsnorm    plain  arcee     qk_norm
     layernorm  plain  jais2     qk_norm
     layernorm  gated  stablelm  qk_norm, attention_bias, mlp_bias, or head_dim is not hidden_size / num_heads
 
-Only mistral and qwen3 have a sliding window. All but qwen3 also refuse a hidden_size that num_heads does not divide.
-transformers loads every one of them; mlx-lm has llama, qwen3 (without attention_bias) and stablelm (untied only),
-computes silu whatever `hidden_act` says, and sees through every window.
+Only mistral, qwen2 and qwen3 have a sliding window; only qwen2 has biases on queries, keys and values alone. All but
+qwen3 also refuse a hidden_size that num_heads does not divide. transformers loads every one of them; what mlx-lm makes
+of them is in `mlx_lm_refusals`.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, TypeVar, cast
+from typing import Literal, cast
 
 from sconce.errors import CheckpointError, in_short
+from sconce.interop.config_reader import ConfigReader
+from sconce.interop.hf_rope import ROPE_KEYS, has_default_attention, read_rope, rope_tables
 from sconce.spec import INIT_STD, ModelSpec
 
 Norm = Literal["rmsnorm", "layernorm"]
 MLP = Literal["gated", "plain"]
 Activation = Literal["silu", "gelu", "relu2"]
 
-T = TypeVar("T", bound=str)
-
 MAX_LAYERS = 10_000  # a stray number must not ask for a billion
-LARGEST = 1e30  # of any number in a config.json
 NATIVE = "sconce"  # model_type of a model that no Hugging Face class computes
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu2")
 # Fields of these classes that Sconce's models lack, with the one value that leaves them out.
 _LACKING: Mapping[str, object] = {
-    "rope_scaling": None,
     "use_parallel_residual": False,
     "use_qkv_bias": False,
     "qk_layernorm": False,
+    "num_experts": None,
+    "num_local_experts": None,
+    "no_rope_layers": None,
+    "rope_interleaved": False,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "quantization_config": None,
+    "quantization": None,
+    "auto_map": None,  # code of its own
 }
+_WINDOW = ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types")
+# What these classes have besides what is read here: no part of the function that the model is.
+_IDLE = (
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "hidden_dropout",
+    "initializer_range",
+    "pad_token_id",
+    "pretraining_tp",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "_name_or_path",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class _Class:
-    """A Hugging Face class; `biased` and `partial_rotary` are its defaults where a config is silent."""
+    """A Hugging Face class; `biased` and `partial_rotary` are its defaults where a config is silent.
+
+    One that is `qkv_biased` always has biases on queries, keys and values, and there alone.
+    """
 
     architecture: str
     norm: Norm
     mlp: MLP
     qk_norm: bool = False
     biased: bool = False
+    qkv_biased: bool = False
     partial_rotary: float = 1.0
 
     @property
@@ -62,6 +91,7 @@ class _Class:
 _CLASSES = {
     "llama": _Class("LlamaForCausalLM", "rmsnorm", "gated"),
     "mistral": _Class("MistralForCausalLM", "rmsnorm", "gated"),
+    "qwen2": _Class("Qwen2ForCausalLM", "rmsnorm", "gated", qkv_biased=True),
     "qwen3": _Class("Qwen3ForCausalLM", "rmsnorm", "gated", qk_norm=True),
     "arcee": _Class("ArceeForCausalLM", "rmsnorm", "plain"),
     "jais2": _Class("Jais2ForCausalLM", "layernorm", "plain", biased=True),
@@ -78,7 +108,7 @@ def hf_config(
     if model_type is None:
         return None
     kind = _CLASSES[model_type]
-    rope: dict[str, object] = {"rope_type": "default", "rope_theta": spec.rope_theta}
+    rope, rope_scaling = rope_tables(spec.rope_theta, spec.rope_scaling)
     config: dict[str, object] = {
         "architectures": [kind.architecture],
         "model_type": model_type,
@@ -104,9 +134,11 @@ def hf_config(
         "dtype": dtype,
         "torch_dtype": dtype,
     }
+    if rope_scaling is not None:
+        config["rope_scaling"] = rope_scaling  # mlx-lm and transformers 4 read this one
     if model_type == "mistral":
         config["sliding_window"] = spec.sliding_window
-    if model_type == "qwen3" and spec.sliding_window is not None:
+    if model_type in ("qwen2", "qwen3") and spec.sliding_window is not None:
         layer_types = ["sliding_attention"] * spec.num_layers
         sliding = {"use_sliding_window": True, "sliding_window": spec.sliding_window, "layer_types": layer_types}
         config |= {**sliding, "max_window_layers": 0}
@@ -117,7 +149,13 @@ def hf_config(
 
 
 def model_files(
-    spec: ModelSpec, *, tokenizer_json: bytes, bos_id: int | None, eos_id: int, pad_id: int | None
+    spec: ModelSpec,
+    *,
+    tokenizer_json: bytes,
+    bos_id: int | None,
+    eos_id: int,
+    pad_id: int | None,
+    chat_template: str | None = None,
 ) -> dict[str, bytes]:
     """The files beside the weights, by name: config, generation config, tokenizer and its config.
 
@@ -135,12 +173,19 @@ def model_files(
         "clean_up_tokenization_spaces": False,
         "model_max_length": spec.max_position_embeddings,
     }
+    if chat_template is not None:
+        tokenizer_config["chat_template"] = chat_template
     return {
-        "config.json": _json(hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or native),
-        "generation_config.json": _json(ids),
+        "config.json": json_bytes(hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or native),
+        "generation_config.json": json_bytes(ids),
         "tokenizer.json": tokenizer_json,
-        "tokenizer_config.json": _json(tokenizer_config),
+        "tokenizer_config.json": json_bytes(tokenizer_config),
     }
+
+
+def architecture(model_type: str) -> str | None:
+    """What `architectures` in config.json calls the class; None for a model that no Hugging Face class computes."""
+    return None if model_type == NATIVE else _CLASSES[model_type].architecture
 
 
 def loads_in_transformers(spec: ModelSpec) -> bool:
@@ -171,15 +216,24 @@ def refusals(spec: ModelSpec, model_type: str) -> list[str]:
     kind = _CLASSES[model_type]
     has, lacks = ("QK-norm", "none") if kind.qk_norm else ("no QK-norm", "one")
     stablelm = model_type == "stablelm"
+    qkv_biased = spec.attention_bias and not spec.attention_output_bias
     narrow = spec.head_dim * spec.num_heads != spec.hidden_size
     reasons = {
         f"its norm is {kind.norm}, this model's is {spec.norm}": kind.norm != spec.norm,
         f"its MLP is {kind.mlp}, this model's is {spec.mlp}": kind.mlp != spec.mlp,
         f"it has {has}, this model has {lacks}": kind.qk_norm != spec.qk_norm,
         "its attention has no biases, this model's has": model_type in ("mistral", "stablelm") and spec.attention_bias,
-        "its MLP has no biases, this model's has": model_type in ("mistral", "qwen3", "stablelm") and spec.mlp_bias,
+        "its attention has biases on all projections or none, this model's on queries, keys and values alone": (
+            qkv_biased and not kind.qkv_biased
+        ),
+        "its attention has biases on queries, keys and values alone, this model's has not": (
+            kind.qkv_biased and not qkv_biased
+        ),
+        "its MLP has no biases, this model's has": (
+            model_type in ("mistral", "qwen2", "qwen3", "stablelm") and spec.mlp_bias
+        ),
         "its attention has no sliding window, this model's has": (
-            model_type not in ("mistral", "qwen3") and spec.sliding_window is not None
+            model_type not in ("mistral", "qwen2", "qwen3") and spec.sliding_window is not None
         ),
         "its attention has a sliding window, this model's has none": (
             model_type == "mistral" and spec.sliding_window is None
@@ -198,9 +252,45 @@ def caution(spec: ModelSpec) -> str | None:
         return "no Hugging Face class computes this model: its checkpoints load in Sconce alone"
     if spec.sliding_window is not None:
         return "mlx-lm attends to everything whatever the config says: there this model, with its window, goes wrong"
+    if spec.rope_scaling is not None and not has_default_attention(spec.rope_scaling):
+        return "mlx-lm follows no attention_factor: there this model, with its rope_scaling, goes wrong"
     if spec.mlp == "gated" and spec.activation != "silu":
         return f"mlx-lm computes silu whatever the config says: there this model, with {spec.activation}, goes wrong"
     return None
+
+
+def mlx_lm_refusals(spec: ModelSpec) -> list[str]:
+    """Why mlx-lm computes another model from this one's files, or none; empty if it computes this one."""
+    model_type = _model_type(spec)
+    if model_type is None:
+        return ["no Hugging Face class computes this model"]
+    scaling = spec.rope_scaling
+    reasons = {
+        f"it has no {model_type}": model_type in ("mistral", "arcee", "jais2"),
+        "it attends to everything whatever the config says, this model has a sliding window": (
+            spec.sliding_window is not None
+        ),
+        f"it computes silu whatever the config says, this model {spec.activation}": spec.activation != "silu",
+        "its qwen3 has no attention biases, this model has": model_type == "qwen3" and spec.attention_bias,
+        "its stablelm has a head of its own, this model's is tied": (
+            model_type == "stablelm" and spec.tie_word_embeddings
+        ),
+        f"its qwen2 has heads of hidden_size / num_heads, this model's are {spec.head_dim}": (
+            model_type == "qwen2" and spec.head_dim * spec.num_heads != spec.hidden_size
+        ),
+        "its stablelm does not scale the rotary embedding": model_type == "stablelm" and scaling is not None,
+        "it follows no attention_factor": scaling is not None and not has_default_attention(scaling),
+    }
+    return [reason for reason, applies in reasons.items() if applies]
+
+
+def not_taken_over(config: Mapping[str, object]) -> list[str]:
+    """Keys of a config.json that say nothing to `spec_from_config`, though they say something."""
+    model_type = str(config.get("model_type"))
+    spec = spec_from_config(config)
+    known = set(hf_config(spec, bos_id=None, eos_id=0, pad_id=None) or ()) | {*_LACKING, *_IDLE, *_WINDOW, *ROPE_KEYS}
+    known |= {"partial_rotary_factor"} if model_type == "stablelm" else set()
+    return sorted(key for key, value in config.items() if key not in known and value is not None)
 
 
 def spec_from_config(config: Mapping[str, object]) -> ModelSpec:
@@ -208,7 +298,7 @@ def spec_from_config(config: Mapping[str, object]) -> ModelSpec:
 
     Raises CheckpointError, naming the key, for a class or a feature that Sconce's models do not have.
     """
-    reader = _Reader(config)
+    reader = ConfigReader(config)
     model_type = reader.text("model_type")
     if model_type == NATIVE:
         return _native_spec(reader)
@@ -222,9 +312,9 @@ def _model_type(spec: ModelSpec) -> str | None:
     return next((name for name in _CLASSES if not refusals(spec, name)), None)
 
 
-def _hf_spec(reader: "_Reader", kind: _Class) -> ModelSpec:
-    rope = reader.section("rope_parameters")
-    _check_features(reader, rope, kind)
+def _hf_spec(reader: ConfigReader, kind: _Class) -> ModelSpec:
+    rope = read_rope(reader, kind.partial_rotary)
+    _check_features(reader)
     hidden_size, num_heads = reader.integer("hidden_size"), reader.integer("num_attention_heads")
     return ModelSpec(
         vocab_size=reader.integer("vocab_size"),
@@ -240,15 +330,17 @@ def _hf_spec(reader: "_Reader", kind: _Class) -> ModelSpec:
         qk_norm=kind.qk_norm,
         mlp=kind.mlp,
         activation=reader.choice("hidden_act", ACTIVATIONS),
-        attention_bias=reader.flag("attention_bias", kind.biased),
+        attention_bias=kind.qkv_biased or reader.flag("attention_bias", kind.biased),
+        attention_output_bias=not kind.qkv_biased,
         mlp_bias=reader.flag("mlp_bias", kind.biased),
-        rope_theta=rope.number("rope_theta", reader.number("rope_theta", 10000.0)),
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
         tie_word_embeddings=reader.flag("tie_word_embeddings", False),
         sliding_window=_window(reader),
     )
 
 
-def _native_spec(reader: "_Reader") -> ModelSpec:
+def _native_spec(reader: ConfigReader) -> ModelSpec:
     norms: tuple[Norm, ...] = ("rmsnorm", "layernorm")
     mlps: tuple[MLP, ...] = ("gated", "plain")
     return ModelSpec(
@@ -266,8 +358,10 @@ def _native_spec(reader: "_Reader") -> ModelSpec:
         mlp=reader.choice("mlp", mlps),
         activation=reader.choice("activation", ACTIVATIONS),
         attention_bias=reader.flag("attention_bias"),
+        attention_output_bias=reader.flag("attention_output_bias", True),
         mlp_bias=reader.flag("mlp_bias"),
         rope_theta=reader.number("rope_theta"),
+        rope_scaling=read_rope(reader, 1.0).scaling,
         tie_word_embeddings=reader.flag("tie_word_embeddings"),
         sliding_window=reader.integer("sliding_window", 0, least=0) or None,
         attn_dropout=reader.number("attn_dropout", 0.0),
@@ -275,94 +369,39 @@ def _native_spec(reader: "_Reader") -> ModelSpec:
     )
 
 
-def _window(reader: "_Reader") -> int | None:
+def _window(reader: ConfigReader) -> int | None:
     """The window of a class that has one, and uses it in every layer or in none."""
-    slides = {"mistral": True, "qwen3": reader.flag("use_sliding_window", False)}.get(reader.text("model_type"), False)
+    optional = reader.flag("use_sliding_window", False)
+    slides = {"mistral": True, "qwen2": optional, "qwen3": optional}.get(reader.text("model_type"), False)
     return reader.integer("sliding_window", 0, least=0) or None if slides else None
 
 
-def _check_features(reader: "_Reader", rope: "_Reader", kind: _Class) -> None:
+def _check_features(reader: ConfigReader) -> None:
     """Raise CheckpointError for what would make this another model than any spec can say."""
     for key, absent in _LACKING.items():
         if (value := reader.values.get(key)) not in (None, absent):
             raise CheckpointError(f"config.json: {key} = {in_short(value)}: Sconce's models have no such thing")
-    rope_type = rope.text("rope_type", "default")
-    rotary = rope.number("partial_rotary_factor", reader.number("partial_rotary_factor", kind.partial_rotary))
-    if rope_type != "default" or rotary != 1.0:
-        raise CheckpointError(
-            f"config.json: rope type {rope_type!r} over {rotary:g} of each head; Sconce's models have 'default' "
-            "over all of it"
-        )
     alike = "full_attention" if _window(reader) is None else "sliding_attention"
     listed = reader.values.get("layer_types") or [alike]
     layers = set(map(str, cast(list[object], listed) if isinstance(listed, list) else [listed]))
-    if alike == "sliding_attention" and reader.integer("max_window_layers", 0, least=0) > 0 and kind.qk_norm:
+    if alike == "sliding_attention" and reader.integer("max_window_layers", 0, least=0) > 0:
         layers.add("full_attention")
     if layers != {alike}:
         raise CheckpointError(f"config.json: layer_types {sorted(layers)}: every layer of Sconce's attends alike")
-
-
-class _Reader:
-    """Typed values out of a config.json; a null counts as absent."""
-
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self.values = values
-
-    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1) -> int:
-        value = self._get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-            return value
-        raise self._wrong(key, value, f"an integer from {least} to {most}")
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST:
-            return float(value)
-        raise self._wrong(key, value, f"a number below {LARGEST:g}")
-
-    def flag(self, key: str, default: bool | None = None) -> bool:
-        value = self._get(key, default)
-        if isinstance(value, bool):
-            return value
-        raise self._wrong(key, value, "true or false")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._get(key, default)
-        if isinstance(value, str):
-            return value
-        raise self._wrong(key, value, "a string")
-
-    def choice(self, key: str, options: tuple[T, ...]) -> T:
-        value = self._get(key, None)
-        for option in options:
-            if option == value:
-                return option
-        raise self._wrong(key, value, "one of " + ", ".join(options))
-
-    def section(self, key: str) -> "_Reader":
-        value = self.values.get(key)
-        return _Reader(cast(Mapping[str, object], value) if isinstance(value, dict) else {})
-
-    def _get(self, key: str, default: object) -> object:
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
-        found = "missing" if value is None else in_short(value)
-        return CheckpointError(f"config.json: {key} is {found}; expected {expected}")
 
 
 def _token_ids(bos_id: int | None, eos_id: int, pad_id: int | None) -> dict[str, int | None]:
     return {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
 
 
-def _token_texts(tokenizer_json: bytes, ids: Mapping[str, int | None]) -> dict[str, str]:
-    """What the tokenizer calls each of these ids."""
+def _token_texts(tokenizer_json: bytes, ids: Mapping[str, int | None]) -> dict[str, str | None]:
+    """What the tokenizer calls each of these ids; null is said too, as tools else look for usual names."""
     content = json.loads(tokenizer_json)
     texts = {token_id: text for text, token_id in content["model"]["vocab"].items()}
     texts |= {token["id"]: token["content"] for token in content["added_tokens"]}
-    return {name: texts[token_id] for name, token_id in ids.items() if token_id is not None}
+    return {name: None if token_id is None else texts[token_id] for name, token_id in ids.items()}
 
 
-def _json(value: object) -> bytes:
+def json_bytes(value: object) -> bytes:
+    """A value as the files beside the weights have it."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

@@ -132,7 +132,11 @@ class Api:
     async def chat(self, request: Request) -> Response:
         """Continue a conversation."""
         asked = await self._read(request, ChatRequest)
-        prompts = asked.prompts(self.model.spec.max_position_embeddings)
+        try:
+            ids = self.model.chat(asked.turns) if self.model.has_chat_template else None
+        except SconceError as bad:
+            raise _RefusalError(400, str(bad)) from None
+        prompts = asked.prompts(self.model.spec.max_position_embeddings, ids)
         return await self._answer(request, asked, prompts, ChatAnswer, bool(asked.logprobs))
 
     async def _answer(

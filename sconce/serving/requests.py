@@ -148,11 +148,21 @@ class ChatRequest(Options):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: dict[Literal["type"], Literal["text"]] | None = None
 
-    def prompts(self, longest: int) -> list[Prompt]:
-        """One for each choice; without a limit an answer may take `longest` tokens."""
+    def prompts(self, longest: int, ids: tuple[int, ...] | None) -> list[Prompt]:
+        """One for each choice; without a limit an answer may take `longest` tokens.
+
+        `ids` are the conversation where the model has a chat template, else it is put as `transcript` does.
+        """
         limit = self.max_completion_tokens or self.max_tokens or longest
         alternatives = (self.top_logprobs or 0) if self.logprobs else None
+        if ids is not None:
+            return self.each([ids], limit, self.stops, alternatives)
         return self.each([transcript(self.messages)], limit, (*self.stops, *TURNS), alternatives)
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Role and text of each message, as chat templates name them."""
+        return [("system" if message.role == "developer" else message.role, message.text) for message in self.messages]
 
 
 TURNS = ("\nUser:", "\nSystem:", "\nAssistant:")

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from sconce.errors import DataError
 from sconce.files import write_atomic, write_json
+from sconce.tokenizer.extras import CONFIG, TokenizerExtras, read_extras
 
 SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|pad|>")  # ids 0, 1, 2
 MIN_VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
@@ -21,7 +22,7 @@ FORMAT = "sconce-tokenizer-1"
 
 # What other people's tokenizers call these, in the order in which they are looked for.
 _BOS = ("<|bos|>", "<|begin_of_text|>", "<|startoftext|>", "<bos>", "<s>")
-_EOS = ("<|eos|>", "<|endoftext|>", "<eos>", "</s>")
+_EOS = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "</s>")
 _PAD = ("<|pad|>", "<pad>")
 
 
@@ -36,24 +37,41 @@ class VocabularyError(DataError):
 class Tokenizer:
     """Text to token ids and back. Encoding never yields a special token, whatever the text says."""
 
-    def __init__(self, path: Path, content: bytes) -> None:
-        """`content` is the tokenizer.json at `path`. Raises DataError unless it is byte-level BPE with an EOS."""
+    def __init__(self, path: Path, content: bytes, extras: TokenizerExtras | None = None) -> None:
+        """`content` is the tokenizer.json at `path`. Raises DataError unless it is byte-level BPE with an EOS.
+
+        Without `extras` that say it, special tokens are told by their usual names.
+        """
         self.path = path
         self.content = content
+        self.extras = extras or TokenizerExtras()
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.num_merges = _check_kind(path, content)
         self._bpe = _parse(path, content)
         self._vocab = self._bpe.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self._vocab.values()) + 1  # of the embedding: ids may have holes
-        eos = self._first(_EOS)
+        eos = self._special("eos_token", _EOS)
         if eos is None:
-            raise DataError(f"{path}: no end-of-text token; expected one of {', '.join(_EOS)}")
+            said = self.extras.special.get("eos_token")
+            wanted = f"one of {', '.join(_EOS)}" if said is None else f"{said}, as {CONFIG} beside it says"
+            raise DataError(f"{path}: no end-of-text token; expected {wanted}")
         self.eos_id = eos
-        self.bos_id = self._first(_BOS)
-        self.pad_id = self._first(_PAD)
+        self.bos_id = self._special("bos_token", _BOS)
+        self.pad_id = self._special("pad_token", _PAD)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path, bytes]]:
-        return Tokenizer, (self.path, self.content)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path, bytes, TokenizerExtras]]:
+        return Tokenizer, (self.path, self.content, self.extras)
+
+    @property
+    def chat_template(self) -> str | None:
+        """How a conversation is put to the model, in Jinja; None where nobody said."""
+        return self.extras.chat_template
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """What the tokenizer's own post-processor puts before a text that it is given whole: BOS, or nothing."""
+        around = self._bpe.encode("", add_special_tokens=True).ids
+        return around if around == [self.bos_id] else []
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added."""
@@ -63,6 +81,10 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_markup(self, text: str) -> list[int]:
+        """Token ids of `text` in which special tokens are written out, as a chat template does; nothing is added."""
+        return self._marked.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self._bpe.decode(ids, skip_special_tokens=skip_special)
@@ -70,6 +92,12 @@ class Tokenizer:
     def token_text(self, token_id: int) -> bytes:
         """The UTF-8 bytes that an id stands for, maybe part of a character; none for special and unused ids."""
         return self._texts.get(token_id, b"")
+
+    @cached_property
+    def _marked(self) -> tokenizers.Tokenizer:
+        marked = _parse(self.path, self.content)
+        marked.encode_special_tokens = False
+        return marked
 
     @cached_property
     def _texts(self) -> dict[int, bytes]:
@@ -86,6 +114,13 @@ class Tokenizer:
         for token_id, added in self._bpe.get_added_tokens_decoder().items():
             lengths[token_id] = 0 if added.special else len(added.content.encode())
         return lengths
+
+    def _special(self, role: str, usual: Sequence[str]) -> int | None:
+        """The token with a role: as the extras say, which may be that there is none, else by its usual names."""
+        said = self.extras.special.get(role)
+        if said is not None:
+            return self._vocab.get(said)
+        return None if role in self.extras.special and role != "eos_token" else self._first(usual)
 
     def _first(self, names: Sequence[str]) -> int | None:
         return next((self._vocab[name] for name in names if name in self._vocab), None)
@@ -151,14 +186,17 @@ def _write(folder: Path, content: bytes, vocab_size: int, seen: "_Seen", sources
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json, ours or another's. Raises DataError when it is missing, damaged or unsuitable."""
+    """Read a tokenizer.json, ours or another's, and what stands beside it (see `extras`).
+
+    Raises DataError when it is missing, damaged or unsuitable.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such tokenizer file") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    tokenizer = Tokenizer(path, content)
+    tokenizer = Tokenizer(path, content, read_extras(path.parent))
     expected = _manifest_sha256(path.with_name("manifest.json"))
     if expected not in (None, tokenizer.sha256):
         raise DataError(f"{path}: was changed after training: its sha256 is not the one in manifest.json beside it")

@@ -54,6 +54,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
+        chat_template=tokenizer.chat_template,
     )
     files["run.json"] = json.dumps(to_json(run.config), indent=2).encode()
     names = state_names(run.spec, make_optim(run.config))

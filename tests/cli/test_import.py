@@ -103,7 +103,9 @@ def test_export_copies_what_others_load_and_refuses_another_class(imported):
     assert "as arcee" in done.stdout
     folder = root / "run" / "checkpoints" / "step-00000007"
     names = ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    assert sorted(path.name for path in (root / "model").iterdir()) == names
+    card = (root / "model" / "README.md").read_text()
+    assert "| steps | 7 |" in card
+    assert sorted(path.name for path in (root / "model").iterdir()) == ["README.md", *names]
     assert all((root / "model" / name).read_bytes() == (folder / name).read_bytes() for name in names)
     assert json.loads((root / "model" / "config.json").read_text())["model_type"] == "arcee"
     assert load_file(root / "model" / "model.safetensors")["model.norm.weight"].shape == (16,)

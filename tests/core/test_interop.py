@@ -3,12 +3,14 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 from tiny import VARIATIONS, make_spec
 
 from sconce.errors import CheckpointError
 from sconce.interop import hf
-from sconce.interop.hf import class_for, hf_config, model_files, refusals, spec_from_config
+from sconce.interop.hf import class_for, hf_config, model_files, not_taken_over, refusals, spec_from_config
+from sconce.rope import make_scaling
 
 TOKENIZER = json.dumps(
     {"added_tokens": [{"id": 0, "content": "<|bos|>"}], "model": {"vocab": {"a": 3, "<|eos|>": 1, "<|bos|>": 0}}}
@@ -28,6 +30,8 @@ CLASSES = {
     "biases": "llama",
     "theta": "llama",
     "window": "mistral",
+    "llama3-rope": "llama",
+    "yarn-qkv-biases": "qwen2",
 }
 MORE = {
     "layernorm-plain-biases": ({"norm": "layernorm", "mlp": "plain", "mlp_bias": True}, "jais2"),
@@ -37,6 +41,11 @@ MORE = {
     "qk-norm-attention-bias": ({"qk_norm": True, "attention_bias": True}, "qwen3"),
     "qk-norm-mlp-bias": ({"qk_norm": True, "mlp_bias": True}, None),
     "qk-norm-plain": ({"qk_norm": True, "mlp": "plain"}, None),
+    "qkv-biases-window": (
+        {"attention_bias": True, "attention_output_bias": False, "sliding_window": 5},
+        "qwen2",
+    ),
+    "qkv-biases-qk-norm": ({"attention_bias": True, "attention_output_bias": False, "qk_norm": True}, None),
     "indivisible": ({"hidden_size": 30}, None),
     "indivisible-qk-norm": ({"hidden_size": 30, "qk_norm": True}, "qwen3"),
 }
@@ -87,7 +96,7 @@ def test_the_tokenizer_config_names_the_tokens_by_their_text():
     files = files_of(make_spec())
     config = json.loads(files["tokenizer_config.json"])
     assert (config["bos_token"], config["eos_token"]) == ("<|bos|>", "<|eos|>")
-    assert "pad_token" not in config
+    assert config["pad_token"] is None
     assert (config["add_bos_token"], config["model_max_length"]) == (False, 32)
     assert files["tokenizer.json"] == TOKENIZER
 
@@ -99,15 +108,52 @@ def test_a_foreign_config_may_leave_defaults_out():
     assert spec_from_config(config) == make_spec(tie_word_embeddings=False, rope_theta=5e5)
 
 
+def test_rope_scaling_is_written_for_both_readers():
+    config = config_of(make_spec(rope_theta=5e5, rope_scaling=make_scaling("linear", {"factor": 2.0})))
+    assert config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    assert config["rope_parameters"] == {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0}
+
+
+def test_the_scaling_is_read_as_older_configs_spell_it():
+    config = config_of(make_spec()) | {"rope_parameters": None}
+    config["rope_scaling"] = {"type": "yarn", "factor": 4.0, "mscale": 0.707, "mscale_all_dim": 1.0}
+    scaling = spec_from_config(config).rope_scaling
+    assert scaling.original_max_position_embeddings == 32  # max_position_embeddings, as transformers takes it
+    assert scaling.attention_factor == pytest.approx((0.0707 * np.log(4) + 1) / (0.1 * np.log(4) + 1))
+
+
+def test_what_a_config_says_besides_is_named():
+    config = config_of(make_spec()) | {"unsloth_version": "1", "use_cache": False, "head_scale": None}
+    assert not_taken_over(config) == ["unsloth_version"]
+
+
 REFUSED = {
     "another class": ({"model_type": "gpt2"}, "model_type 'gpt2'"),
     "no class": ({"model_type": None}, "model_type is missing"),
     "no size": ({"hidden_size": None}, "hidden_size is missing; expected an integer"),
     "wrong type": ({"hidden_size": "32"}, "hidden_size is '32'"),
     "another activation": ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; expected one of silu"),
-    "scaled rope": ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn'"),
-    "old scaled rope": ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
+    "dynamic rope": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling: rope type 'dynamic'; Sconce"),
+    "rope without factor": ({"rope_parameters": {"rope_type": "yarn"}}, r"rope_parameters\.factor: missing"),
+    "old rope without factor": (
+        {"rope_scaling": {"type": "linear"}},
+        r"rope_scaling\.factor: missing; rope_type linear",
+    ),
+    "rope factor": ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "factor is '2'; expected a number"),
+    "no rope factor": ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor: found 0, expected from"),
+    "another's rope": (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2, "long_factor": [1]}},
+        "rope_scaling: long_fac",
+    ),
+    "untruncated": ({"rope_scaling": {"rope_type": "yarn", "factor": 2, "truncate": False}}, "truncate = false"),
+    "rope bounds": (
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}},
+        "beta_fast: found 1, expected more than beta_slow 2",
+    ),
+    "theta": ({"rope_theta": 0, "rope_parameters": None}, "rope_theta is 0; expected more than 0"),
     "partial rope": ({"partial_rotary_factor": 0.5}, r"over 0\.5 of each head"),
+    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config = {'bits': 4}: Sconce's models have no"),
+    "code": ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
     "sliding window": ({"layer_types": ["sliding_attention"]}, "layer_types"),
 }
 
@@ -135,7 +181,7 @@ def test_a_wanted_class_that_cannot_hold_the_model_is_refused_with_the_reason():
         "llama": "llama: its MLP is gated, this model's is plain; arcee computes it",
         "qwen3": "its MLP is gated, this model's is plain, it has QK-norm, this model has none",
         "stablelm": "its norm is layernorm, this model's is rmsnorm, .*, its attention has no biases, this model's has",
-        "gpt2": "gpt2: not a class Sconce knows; expected llama, mistral, qwen3",
+        "gpt2": "gpt2: not a class Sconce knows; expected llama, mistral, qwen2, qwen3",
     }.items():
         with pytest.raises(CheckpointError, match=reason):
             class_for(spec, name)

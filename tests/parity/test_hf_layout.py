@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from tiny import make_spec, random_weights
+from tiny import QKV_BIASES, SCALINGS, make_spec, random_weights
 
 from sconce.backend import ComputeOptions, state_names
 from sconce.checkpoint.load import open_checkpoint
 from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
-from sconce.interop.hf import hf_config, model_files, spec_from_config
+from sconce.interop.hf import hf_config, mlx_lm_refusals, model_files, spec_from_config
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import train_tokenizer
 
@@ -18,7 +18,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is the r
 TEXT = "a lamp on the wall, a wall on the hill, a hill in the night "
 VOCAB = 280
 
-VARIATIONS = {
+LAYOUTS = {
     "default": {},
     "gqa-untied-wide-heads": {"num_kv_heads": 2, "head_dim": 12, "tie_word_embeddings": False},
     "theta": {"rope_theta": 5e5},
@@ -37,21 +37,18 @@ VARIATIONS = {
         "mlp_bias": True,
         "tie_word_embeddings": False,
     },
+    "qkv-biases": {**QKV_BIASES, "num_kv_heads": 2},
+    "qkv-biases-window-untied": {**QKV_BIASES, "sliding_window": 7, "tie_word_embeddings": False},
+    **{name: {"rope_scaling": scaling, "rope_theta": 100.0} for name, scaling in SCALINGS.items()},
+    "qk-norm-yarn": {"qk_norm": True, "rope_scaling": SCALINGS["yarn"]},
+    "qkv-biases-llama3": {**QKV_BIASES, "rope_scaling": SCALINGS["llama3"]},
+    "layernorm-linear": {"norm": "layernorm", "rope_scaling": SCALINGS["linear"]},
     "layernorm": {"norm": "layernorm", "num_kv_heads": 2, "rope_theta": 5e5},
     "layernorm-untied": {"norm": "layernorm", "tie_word_embeddings": False},
     "layernorm-plain": {"norm": "layernorm", "mlp": "plain", "head_dim": 12},
     "layernorm-plain-biases": {"norm": "layernorm", "mlp": "plain", "attention_bias": True, "mlp_bias": True},
 }
-# Without hidden_act, with no bias in qwen3, and with a head of its own in stablelm: see sconce.interop.hf.
-IN_MLX_LM = [
-    "default",
-    "gqa-untied-wide-heads",
-    "theta",
-    "biases",
-    "qk-norm",
-    "qk-norm-untied-wide-heads",
-    "layernorm-untied",
-]
+IN_MLX_LM = [name for name, changes in LAYOUTS.items() if not mlx_lm_refusals(make_spec(**changes))]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +101,7 @@ def some_ids(spec):
     return np.random.default_rng(3).integers(0, spec.vocab_size, (2, 24))
 
 
-@pytest.mark.parametrize("changes", VARIATIONS.values(), ids=VARIATIONS)
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
 def test_transformers_computes_the_same_logits(write, changes):
     from sconce_torch.model import Model
 
@@ -124,7 +121,7 @@ def test_transformers_computes_the_same_logits(write, changes):
     assert np.abs(logits_of(model, ids) - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("changes", [VARIATIONS[name] for name in IN_MLX_LM], ids=IN_MLX_LM)
+@pytest.mark.parametrize("changes", [LAYOUTS[name] for name in IN_MLX_LM], ids=IN_MLX_LM)
 def test_mlx_lm_computes_the_same_logits(write, changes):
     mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is the reader under test")
     import mlx.core as mx
@@ -137,7 +134,7 @@ def test_mlx_lm_computes_the_same_logits(write, changes):
     assert tokenizer.eos_token_ids == {1}
 
 
-@pytest.mark.parametrize("changes", VARIATIONS.values(), ids=VARIATIONS)
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_tokenizer_arrives_with_the_model(write, tokenizer, changes):
     _, folder = write(changes)
     theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -154,7 +151,7 @@ def test_a_sharded_checkpoint_loads_too(write):
     assert logits_of(load_in_transformers(folder), some_ids(spec)).shape == (2, 24, spec.vocab_size)
 
 
-@pytest.mark.parametrize("changes", VARIATIONS.values(), ids=VARIATIONS)
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS)
 def test_a_config_saved_by_transformers_is_understood(changes, tmp_path):
     spec = make_spec(**changes)
     ours = hf_config(spec, bos_id=0, eos_id=1, pad_id=2)

@@ -71,6 +71,7 @@ class DecodeWeights:
         self.norm = model.model.norm
         self.head = self.embedding if model.lm_head is None else model.lm_head.weight.astype(model.dtype)
         self.activation = blocks[0].mlp.activation
+        self.rope = blocks[0].self_attn.rope
         mx.eval(self.embedding, self.head, [(layer.qkv, layer.out, layer.up, layer.down) for layer in self.layers])
 
 
@@ -145,7 +146,7 @@ class MLXDecoder:
         qk = qkv[:, : heads + shared]
         if self.spec.qk_norm:
             qk = mx.concatenate([layer.q_norm(qk[:, :heads]), layer.k_norm(qk[:, heads:])], axis=1)
-        qk = mx.fast.rope(qk, width, traditional=False, base=self.spec.rope_theta, scale=1.0, offset=offset)
+        qk = self.weights.rope(qk, offset)
         keys, values = self.cache.store(index, place, first_row, qk[:, heads:], qkv[:, heads + shared :])
         one = mask if place.positions.shape[1] > 1 or isinstance(mask, mx.array) else None
         out = mx.fast.scaled_dot_product_attention(qk[:, :heads], keys, values, scale=width**-0.5, mask=one)

@@ -10,6 +10,7 @@ from mlx import nn
 from mlx.nn.utils import checkpoint
 
 from sconce.backend import ComputeOptions
+from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
 from sconce_mlx.attention import BLOCKED_FROM, attend_in_blocks, mask_of
 from sconce_mlx.dropout import drop
@@ -80,19 +81,37 @@ def make_norm(spec: ModelSpec) -> nn.Module:
     return kind(spec.hidden_size, spec.norm_eps)
 
 
+class Rope:
+    """Rotary embedding, half-split layout (Su et al. 2021), scaled as the spec says."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.width = spec.head_dim
+        self.base, self.periods = spec.rope_theta, None
+        if spec.rope_scaling is not None:  # each pair's own, which MLX wants as the inverse of its frequency
+            frequencies = inverse_frequencies(spec.head_dim, spec.rope_theta, spec.rope_scaling)
+            self.base, self.periods = None, mx.array([1 / own for own in frequencies])
+        self.magnitude = magnitude(spec.rope_scaling)
+
+    def __call__(self, x_BNTD: mx.array, offset: int | mx.array) -> mx.array:
+        x = x_BNTD if self.magnitude == 1 else x_BNTD * self.magnitude
+        return mx.fast.rope(
+            x, self.width, traditional=False, base=self.base, scale=1.0, offset=offset, freqs=self.periods
+        )
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
-    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions, rope: Rope) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, q_size, spec.attention_bias)
         self.k_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
         self.v_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
-        self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias)
+        self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias and spec.attention_output_bias)
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.rope_theta = spec.rope_theta
+        self.rope = rope
         self.head_dim = spec.head_dim
         self.window = spec.sliding_window
         self.dropout = spec.attn_dropout
@@ -106,10 +125,6 @@ class Attention(nn.Module):
         k_BKTD = self.k_norm(self.k_proj(x_BTH).reshape(heads)).swapaxes(1, 2)
         v_BKTD = self.v_proj(x_BTH).reshape(heads).swapaxes(1, 2)
         return self.rope(q_BNTD, offset), self.rope(k_BKTD, offset), v_BKTD
-
-    def rope(self, x_BNTD: mx.array, offset: int) -> mx.array:
-        """Rotary embedding, half-split layout (Su et al. 2021)."""
-        return mx.fast.rope(x_BNTD, self.head_dim, traditional=False, base=self.rope_theta, scale=1.0, offset=offset)
 
     def merge(self, out_BNTD: mx.array) -> mx.array:
         """Heads back into the residual stream, (B, T, H)."""
@@ -160,10 +175,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions, rope: Rope) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
-        self.self_attn = Attention(spec, layer, run)
+        self.self_attn = Attention(spec, layer, run, rope)
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
         self.dropout = spec.residual_dropout
@@ -182,7 +197,8 @@ class Trunk(nn.Module):
     def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = [Block(spec, layer, run) for layer in range(spec.num_layers)]
+        rope = Rope(spec)
+        self.layers = [Block(spec, layer, run, rope) for layer in range(spec.num_layers)]
         self.norm = make_norm(spec)
 
 

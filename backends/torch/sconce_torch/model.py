@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sconce.backend import ComputeOptions
+from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
 from sconce_torch.dropout import drop
 
@@ -80,18 +81,21 @@ def make_norm(spec: ModelSpec) -> nn.Module:
 
 
 class Rope(nn.Module):
-    """Rotary embedding, half-split layout (Su et al. 2021), from float64-built tables."""
+    """Rotary embedding, half-split layout (Su et al. 2021), scaled as the spec says, from float64-built tables."""
 
     cos_TD: Tensor
     sin_TD: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        half = torch.arange(0, spec.head_dim, 2, dtype=torch.float64) / spec.head_dim
+        frequencies = torch.tensor(
+            inverse_frequencies(spec.head_dim, spec.rope_theta, spec.rope_scaling), dtype=torch.float64
+        )
         positions = torch.arange(spec.max_position_embeddings, dtype=torch.float64)
-        angles = torch.outer(positions, spec.rope_theta**-half).repeat(1, 2)
-        self.register_buffer("cos_TD", angles.cos().float(), persistent=False)
-        self.register_buffer("sin_TD", angles.sin().float(), persistent=False)
+        angles = torch.outer(positions, frequencies).repeat(1, 2)
+        scale = magnitude(spec.rope_scaling)
+        self.register_buffer("cos_TD", (angles.cos() * scale).float(), persistent=False)
+        self.register_buffer("sin_TD", (angles.sin() * scale).float(), persistent=False)
 
     def forward(self, x_BNTD: Tensor, offset: int) -> Tensor:
         end = offset + x_BNTD.shape[2]
@@ -104,16 +108,16 @@ class Rope(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
-    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions, rope: Rope) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
         self.q_proj = Linear(spec.hidden_size, q_size, spec.attention_bias)
         self.k_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
         self.v_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
-        self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias)
+        self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias and spec.attention_output_bias)
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
-        self.rope = Rope(spec)
+        self.rope = rope
         self.head_dim = spec.head_dim
         self.dropout = spec.attn_dropout
         self.layer = layer
@@ -172,10 +176,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
-    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions) -> None:
+    def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions, rope: Rope) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
-        self.self_attn = Attention(spec, layer, run)
+        self.self_attn = Attention(spec, layer, run, rope)
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
         self.dropout = spec.residual_dropout
@@ -194,7 +198,8 @@ class Trunk(nn.Module):
     def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(Block(spec, layer, run) for layer in range(spec.num_layers))
+        rope = Rope(spec)  # one table for all layers
+        self.layers = nn.ModuleList(Block(spec, layer, run, rope) for layer in range(spec.num_layers))
         self.norm = make_norm(spec)
 
 

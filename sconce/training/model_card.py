@@ -1,0 +1,166 @@
+"""The model card of a checkpoint: a README.md, as Hugging Face's hub shows it, of what is known and nothing else."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sconce.checkpoint.load import LoadedCheckpoint
+from sconce.checkpoint.stream import RUN
+from sconce.config.read import flat
+from sconce.errors import CheckpointError
+from sconce.interop.hf import class_for, spec_from_config
+from sconce.spec import ModelSpec
+from sconce.training.metrics import read_metrics
+from sconce.training.plot import plot_loss
+
+README, CURVE = "README.md", "loss.png"
+MAX_ROWS = 12  # of the table of losses
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+# What of a run's config tells how it was trained: no paths, which are the user's own.
+_TOLD = (
+    "data.batch_size",
+    "data.sequence_length",
+    "data.packing",
+    "optimizer.",
+    "scheduler.",
+    "runtime.precision",
+    "runtime.seed",
+)
+
+Row = tuple[str, object]
+Records = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardOptions:
+    """What no checkpoint knows. `license` is an identifier of the hub's such as apache-2.0; None leaves it open.
+
+    `usage` is Markdown that says how to load what the card is for; `library` what the hub should name as loading it.
+    """
+
+    name: str
+    usage: str
+    library: str = "transformers"
+    license: str | None = None
+
+
+def model_card(checkpoint: LoadedCheckpoint, options: CardOptions) -> dict[str, bytes]:
+    """README.md, and loss.png where the run's metrics are still beside the checkpoint, by name.
+
+    Raises CheckpointError when the license is no identifier.
+    """
+    if options.license is not None and _LICENSE.fullmatch(options.license) is None:
+        raise CheckpointError(
+            f"--license {options.license!r}: expected an identifier such as apache-2.0, mit, cc-by-4.0 or other"
+        )
+    records = _records(checkpoint)
+    curve = _curve(records)
+    parts = [
+        _front_matter(options),
+        f"# {options.name}\n\n{_summary(checkpoint)}",
+        f"## Use\n\n{options.usage.strip()}",
+        "## Architecture\n\n" + _table(("", ""), _architecture(checkpoint)),
+        "## Training\n\n" + _table(("", ""), _training(checkpoint)),
+        *_losses(records, bool(curve)),
+    ]
+    return {README: ("\n\n".join(part.rstrip() for part in parts) + "\n").encode(), **curve}
+
+
+def _front_matter(options: CardOptions) -> str:
+    lines = [
+        "---",
+        *([] if options.license is None else [f"license: {options.license}"]),
+        f"library_name: {options.library}",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- sconce",
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _summary(checkpoint: LoadedCheckpoint) -> str:
+    spec, record = _spec(checkpoint), checkpoint.record
+    text = f"A decoder-only language model of {spec.num_params:,} parameters, trained with Sconce. "
+    if record.imported_steps or record.is_imported:
+        text += f"It came from elsewhere: its first weights and {record.imported_steps:,} steps are not Sconce's. "
+    if "chat_template" in checkpoint.table("tokenizer_config.json"):
+        return text + "Its tokenizer has a chat template."
+    return text + "It continues text; it was not taught to follow instructions, nor what not to say."
+
+
+def _architecture(checkpoint: LoadedCheckpoint) -> Iterator[Row]:
+    spec = _spec(checkpoint)
+    try:
+        yield "class", class_for(spec)
+    except CheckpointError:
+        yield "class", "none of Hugging Face's"
+    yield "parameters", f"{spec.num_params:,}"
+    for key, value in asdict(spec).items():
+        if key == "rope_scaling" and spec.rope_scaling is not None:
+            said = [f"{name} {part}" for name, part in asdict(spec.rope_scaling).items() if part is not None]
+            yield key, ", ".join(said)
+        elif value is not None and "dropout" not in key and (key != "attention_output_bias" or spec.attention_bias):
+            yield key, str(value).lower() if isinstance(value, bool) else value
+
+
+def _training(checkpoint: LoadedCheckpoint) -> Iterator[Row]:
+    record = checkpoint.record
+    yield "steps", f"{record.step:,}"
+    yield "tokens", f"{record.tokens:,}"
+    config = checkpoint.run_config if RUN in record.files else {}
+    for key, value in flat(config):
+        if value is not None and key.startswith(_TOLD):
+            yield key, str(value).lower() if isinstance(value, bool) else value
+    if record.best is not None:
+        yield "best held-out loss", f"{record.best[1]:.4f} nats a token, at step {record.best[0]:,}"
+    yield "data fingerprint", record.cursor.get("fingerprint") or "unknown"
+    yield "tokenizer sha256", record.tokenizer_sha256
+    yield "hardware", record.hardware.get("name") or "unknown"
+    yield "software", ", ".join(f"{name} {version}" for name, version in record.versions.items())
+
+
+def _losses(records: Records, has_curve: bool) -> Iterator[str]:
+    evaluations = [record for record in records if "eval_loss" in record]
+    if evaluations:
+        last = evaluations[-1]
+        names = {"eval_loss": "loss (nats a token)", "perplexity": "perplexity", "bits_per_byte": "bits a byte"}
+        rows: list[Row] = [(name, f"{last[key]:.4f}") for key, name in names.items() if key in last]
+        yield f"## Evaluation\n\nOn held-out text, at step {int(last['step']):,}.\n\n" + _table(("", ""), rows)
+    losses = [record for record in records if "loss" in record]
+    if losses:
+        picture = f"![Training and held-out loss over steps]({CURVE})\n\n" if has_curve else ""
+        some = losses[:: max(1, -(-len(losses) // MAX_ROWS))]
+        some = some if some[-1] is losses[-1] else [*some, losses[-1]]
+        table = _table(("step", "training loss"), [(f"{int(one['step']):,}", f"{one['loss']:.4f}") for one in some])
+        yield f"## Loss\n\n{picture}{table}"
+
+
+def _table(head: tuple[str, str], rows: Iterator[Row] | Sequence[Row]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    lines += [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows]
+    return "\n".join(lines)
+
+
+def _spec(checkpoint: LoadedCheckpoint) -> ModelSpec:
+    return spec_from_config(checkpoint.table("config.json"))
+
+
+def _records(checkpoint: LoadedCheckpoint) -> list[dict[str, float]]:
+    """The run's figures up to this checkpoint, none where it is no longer in its run's folder."""
+    folder = checkpoint.path.resolve().parent
+    if folder.name != "checkpoints":
+        return []
+    return [
+        record for record in read_metrics(folder.parent / "metrics.jsonl") if record["step"] <= checkpoint.record.step
+    ]
+
+
+def _curve(records: list[dict[str, float]]) -> dict[str, bytes]:
+    if not any("loss" in record for record in records):
+        return {}
+    with tempfile.TemporaryDirectory() as place:
+        plot_loss(records, Path(place) / CURVE)
+        return {CURVE: (Path(place) / CURVE).read_bytes()}
