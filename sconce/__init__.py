@@ -28,7 +28,8 @@ __all__ = ["load", "train"]
 def load(place: str | Path, *, backend: "Hardware" = "auto", dtype: "Precision" = "fp32") -> "TextModel":
     """The model of a run folder (its latest checkpoint) or a checkpoint folder, ready to write; no optimizer with it.
 
-    Raises CheckpointError when there is no intact checkpoint, BackendError for a backend that is not here.
+    Raises CheckpointError when there is no intact checkpoint, BackendError for a backend that is not here or not known,
+    ConfigError for an unknown dtype.
     """
     from sconce.generation.model import load_model
 

@@ -6,7 +6,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -262,8 +262,10 @@ def framework_for(hardware: Hardware) -> Literal["mlx", "torch"]:
 def load_backend(hardware: Hardware = "auto") -> Backend:
     """The backend for `hardware`; auto is MLX on Apple Silicon, else CUDA, else the CPU through PyTorch.
 
-    Raises BackendError, saying what to install, when it is not here.
+    Raises BackendError, saying what to install, when it is not here, and for hardware that nobody knows.
     """
+    if hardware not in get_args(Hardware):
+        raise BackendError(f"backend: found {hardware!r}, expected one of {', '.join(get_args(Hardware))}")
     framework = framework_for(hardware)
     if not installed(framework):
         raise BackendError(f"--backend {hardware} needs {framework}: {how_to_install(framework)}")

@@ -117,11 +117,10 @@ def _print(session: "Session", pieces: Iterator[str]) -> None:
         typer.echo("stopped", err=True)
         return
     typer.echo()
-    figures = session.figures
-    if figures.new_tokens and sys.stderr.isatty():
-        speed = f"{figures.new_tokens / figures.new_seconds:,.0f} tok/s"
+    if sys.stderr.isatty():
         forgotten = f"; the first {session.forgotten:,} tokens no longer fit" if session.forgotten else ""
-        typer.secho(f"{speed}, {session.finish}{forgotten}", err=True, dim=True)
+        told = ", ".join(filter(None, (session.figures.speed(), session.finish)))
+        typer.secho(f"{told}{forgotten}", err=True, dim=True)
 
 
 def _again(session: "Session", _: str) -> None:

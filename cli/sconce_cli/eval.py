@@ -10,8 +10,8 @@ import typer
 from sconce_cli.options import BackendOption, Dtype, DtypeOption, Hardware, JsonOption, ModelArgument
 
 if TYPE_CHECKING:
+    from sconce.checkpoint.evaluations import Result
     from sconce.evaluation.harness import TaskOptions
-    from sconce.evaluation.results import Result
     from sconce.generation.model import TextModel
     from sconce.training.score import ScoreOptions
 
@@ -102,21 +102,24 @@ def eval_(
 
 
 def _score_texts(model: "TextModel", options: "ScoreOptions", as_json: bool) -> "list[Result]":
-    """Print each source as it is done, and all together."""
+    """Print each source as it is done, and all together; of the latter what is held out is worth keeping."""
     from sconce.generation.score import Score
-    from sconce.training.score import score_model, settings_of
+    from sconce.training.score import HELD_OUT, score_model, settings_of
 
-    results: list[Result] = []
+    scores: list[tuple[str, Score]] = []
     total = Score()
     for name, score in score_model(model, options):
         _print_text(name, score.figures(), as_json)
         total.add(score)
-        results.append(
-            {"kind": "text", "name": name, "figures": {**score.figures()}, "settings": settings_of(model, options)}
-        )
-    if len(results) > 1:
+        scores.append((name, score))
+    if len(scores) > 1:
         _print_text("all", total.figures(), as_json)
-    return results
+        scores += [] if options.texts else [(HELD_OUT, total)]
+    settings = settings_of(model, options)
+    return [
+        {"kind": "text", "name": name, "figures": {**score.figures()}, "settings": {**settings}}
+        for name, score in scores
+    ]
 
 
 def _ask_tasks(model: "TextModel", options: "TaskOptions", as_json: bool) -> "list[Result]":
@@ -138,8 +141,8 @@ def _short(value: float | str | None) -> str:
 
 def _keep(checkpoint: Path, results: "list[Result]") -> None:
     """Store the results; what was measured has been printed, so a place that cannot be written to ends nothing."""
+    from sconce.checkpoint.evaluations import keep_results
     from sconce.errors import SconceError
-    from sconce.evaluation.results import keep_results
 
     try:
         path = keep_results(checkpoint, results)

@@ -145,7 +145,10 @@ def _record(prompt: "Prompt", done: "Completion") -> dict[str, object]:
 
 
 def _speed(figures: "Figures") -> str:
-    read = f"prompt {figures.prompt_tokens:,} tokens, {figures.prompt_tokens / figures.prompt_seconds:,.0f} tok/s"
-    if not figures.new_tokens:
-        return read
-    return f"{read}; new {figures.new_tokens:,} tokens, {figures.new_tokens / figures.new_seconds:,.0f} tok/s"
+    read = f"prompt {_tokens(figures.prompt_tokens)}, {figures.prompt_tokens / figures.prompt_seconds:,.0f} tok/s"
+    speed = figures.speed()
+    return f"{read}; new {_tokens(figures.new_tokens)}" + (f", {speed} after the first" if speed else "")
+
+
+def _tokens(count: int) -> str:
+    return f"{count:,} token{'' if count == 1 else 's'}"

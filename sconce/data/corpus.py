@@ -36,6 +36,10 @@ class Corpus:
         """The files of `validation_paths`."""
         return list_sources(self.validation_paths, self.text_field, self.on_error)
 
+    def validation_sources_of_paths(self) -> list[list[Source]]:
+        """The same, those of each path by themselves."""
+        return [list_sources((path,), self.text_field, self.on_error) for path in self.validation_paths]
+
 
 def document_hash(document: bytes) -> int:
     """64 bits of a document's text: what decides whether it is held out, wherever it stands in whatever corpus."""

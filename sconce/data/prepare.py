@@ -146,9 +146,9 @@ def _build(job: _Job, folder: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one path of the corpus stands for; `path` is its place in the list, None for validation's paths."""
+    """What one path of the corpus stands for; `path` is its place among `paths`, or among `validation_paths`."""
 
-    path: int | None
+    path: int
     threshold: int
 
 
@@ -196,7 +196,7 @@ class _Reader:
         return sum(one["skipped"] for one in self.finished) + sum(source.skipped for source, _ in self._sources)
 
     def batches(self) -> Iterator[_Batch]:
-        batch, size = _Batch([], _Part(None, 0), self._start), 0
+        batch, size = _Batch([], _Part(0, 0), self._start), 0
         for index, (source, part) in enumerate(self._sources[self._start.source :], self._start.source):
             if batch.documents and batch.part != part:
                 yield batch
@@ -235,12 +235,13 @@ class _Build:
     def __init__(self, job: _Job, folder: Path) -> None:
         corpus = job.corpus
         self._job, self._folder = job, folder
-        train, validation = corpus.sources_of_paths(), corpus.validation_sources()
+        train, validation = corpus.sources_of_paths(), corpus.validation_sources_of_paths()
         self._threshold = None if validation else split_threshold(corpus, chain.from_iterable(train))
         held_out = -1 if self._threshold is None else self._threshold
         self._sources = [(source, _Part(path, held_out)) for path, some in enumerate(train) for source in some]
-        self._sources += [(source, _Part(None, _ALL)) for source in validation]
+        self._sources += [(source, _Part(path, _ALL)) for path, some in enumerate(validation) for source in some]
         self._path_tokens = [0] * len(train)
+        self._held_out_tokens = [0] * len(validation or train)
         self._total = sum(source.size for source, _ in self._sources)
         self._dtype: Dtype = "uint16" if job.tokenizer.vocab_size <= 2**16 else "uint32"
         self._writers: dict[Split, SplitWriter] = {}
@@ -270,8 +271,10 @@ class _Build:
         for batch, (train, held_out) in pool.map(reader.batches()):
             self._writers["train"].add(train)
             self._writers["validation"].add(held_out)
-            if batch.part.path is not None:
+            if batch.threshold != _ALL:
                 self._path_tokens[batch.part.path] += len(train.ids)
+            if batch.threshold >= 0:
+                self._held_out_tokens[batch.part.path] += len(held_out.ids)
             self._documents += len(batch.documents)
             since += sum(map(len, batch.documents))
             shards = sum(len(writer.shards) for writer in self._writers.values())
@@ -304,10 +307,11 @@ class _Build:
             self._writers = self._new_writers()
             for split, writer in self._writers.items():
                 writer.restore(journal["splits"][split])
+            counts = journal["documents"], journal["path_tokens"], journal["held_out_tokens"]
         except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
         start = _Position(**journal["position"])
-        self._documents, self._path_tokens = journal["documents"], journal["path_tokens"]
+        self._documents, self._path_tokens, self._held_out_tokens = counts
         self._committed_shards = sum(len(writer.shards) for writer in self._writers.values())
         self._job.say(f"data: going on where a build stopped, after {self._documents:,} documents")
         self._job.progress(start.read, self._total, self._documents)
@@ -319,6 +323,7 @@ class _Build:
             "position": asdict(after),
             "documents": self._documents,
             "path_tokens": self._path_tokens,
+            "held_out_tokens": self._held_out_tokens,
             "skipped": reader.skipped,
             "finished": reader.finished[: after.source],
             "splits": {split: writer.commit() for split, writer in self._writers.items()},
@@ -353,6 +358,7 @@ class _Build:
             on_error=corpus.on_error,
             paths=[str(path) for path in corpus.paths],
             path_tokens=self._path_tokens,
+            held_out_tokens=self._held_out_tokens,
             validation_paths=[str(path) for path in corpus.validation_paths],
             validation_fraction=corpus.validation_fraction,
             threshold=self._threshold,

@@ -69,8 +69,9 @@ class SourceRecord:
 class Manifest:
     """Everything about a build.
 
-    `path_tokens` are the training tokens of each of `paths`, which lie one after the other; empty in a build from
-    before they were counted. `threshold` is None when the validation text was given as files of its own.
+    `path_tokens` are the training tokens of each of `paths`, which lie one after the other, and `held_out_tokens` the
+    validation's of each of `validation_paths`, or without those of `paths`; empty in a build from before they were
+    counted. `threshold` is None when the validation text was given as files of its own.
     """
 
     __pydantic_config__: ClassVar = _KNOWN_KEYS
@@ -89,6 +90,7 @@ class Manifest:
     text_field: str = "text"
     on_error: OnError = "stop"
     path_tokens: list[int] = field(default_factory=list[int])
+    held_out_tokens: list[int] = field(default_factory=list[int])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import yaml
 
+from sconce.checkpoint.evaluations import Result
 from sconce.errors import ConfigError, DataError, SconceError
 from sconce.evaluation.requests import Pair, log_likelihoods, write_continuations
-from sconce.evaluation.results import Result
 from sconce.generation.model import TextModel
 
 RESAMPLES = 1000  # of the bootstrap, where a metric's standard error has no formula

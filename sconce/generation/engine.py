@@ -63,12 +63,21 @@ class Event:
 
 @dataclass(slots=True)
 class Figures:
-    """Tokens that were read and drawn, and the seconds that took."""
+    """Tokens that were read and written, and the seconds that took.
+
+    The first token of a sequence comes with its prompt. `decoded_tokens` are those that a step of their own was made
+    for, in `decoding_seconds`; the step that finds the end of a document is one of them, and no token of the text.
+    """
 
     prompt_tokens: int = 0
     prompt_seconds: float = 0.0
     new_tokens: int = 0
-    new_seconds: float = 0.0
+    decoded_tokens: int = 0
+    decoding_seconds: float = 0.0
+
+    def speed(self) -> str:
+        """Tokens a second after the first of each sequence; nothing where there was no other."""
+        return f"{self.decoded_tokens / self.decoding_seconds:,.0f} tok/s" if self.decoded_tokens else ""
 
 
 class _Row:
@@ -200,13 +209,14 @@ class Engine:
         tokens = np.array([[row.token] for row in self._rows[: self._decoding]], np.int32)
         logits = self._decoder.feed(tokens)
         events = self._draw(0, list(logits))
-        self.figures.new_tokens += len(tokens)
-        self.figures.new_seconds += time.perf_counter() - started
+        self.figures.decoded_tokens += len(tokens)
+        self.figures.decoding_seconds += time.perf_counter() - started
         return events
 
     def _draw(self, first: int, logits: Sequence[NDArray[np.float32]]) -> list[Event]:
         """Draw for the decoding rows from `first` on, and let those go that have ended."""
         events = [row.draw(own) for row, own in zip(self._rows[first:], logits, strict=False)]
+        self.figures.new_tokens += sum(event.token is not None for event in events)
         for index in reversed(range(len(events))):
             if events[index].finish is not None:
                 self._remove(first + index)

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sconce.backend import ComputeOptions, DeviceInfo, Hardware, LanguageModel, Precision, load_backend
 from sconce.checkpoint.load import open_model
-from sconce.errors import DataError
+from sconce.errors import ConfigError, DataError
 from sconce.generation.engine import Engine, Event, Figures, Finish, Request
 from sconce.generation.sampling import Sampling
 from sconce.generation.text import TextStream
@@ -22,7 +23,10 @@ MAX_ROWS = 32  # sequences decoded at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """Text, or token ids, to continue, and how; see Request. An empty text starts a document."""
+    """Text, or token ids, to continue, and how; see Request. An empty text starts a document.
+
+    Raises ConfigError for no tokens to come, or a seed below 0.
+    """
 
     text: str | tuple[int, ...]
     max_tokens: int = 200
@@ -31,6 +35,11 @@ class Prompt:
     choice: int = 0
     stop: tuple[str, ...] = ()
     alternatives: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("max_tokens", self.max_tokens, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise ConfigError(f"{name}: found {value}, expected at least {least}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +109,11 @@ class TextModel:
 
         Raises DataError for an id that the model does not have.
         """
-        ids = [*self.tokenizer.prefix, *self.tokenizer.encode(text)] if isinstance(text, str) else list(text)
+        if isinstance(text, str):
+            (ids,) = self.tokenizer.encode_batch([text])  # unlike a single one, it lets other threads run meanwhile
+            ids = [*self.tokenizer.prefix, *ids]
+        else:
+            ids = list(text)
         if (unknown := next((token for token in ids if not 0 <= token < self.spec.vocab_size), None)) is not None:
             raise DataError(f"token id {unknown}: the model's are 0 to {self.spec.vocab_size - 1}")
         return ids or [self.tokenizer.eos_id]
@@ -189,13 +202,14 @@ class TextModel:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
     ) -> str:
-        """The text that continues `prompt`; options as in Sampling, errors as in `stream`."""
+        """The text that continues `prompt`, up to `stop`; options and errors as of Prompt, Sampling and `stream`."""
         sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
         )
-        asked = Prompt(text=prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=tuple(stop))
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        asked = Prompt(text=prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=stops)
         return self.complete([asked])[0].text
 
     def logits(self, text: str | Sequence[int]) -> NDArray[np.float32]:
@@ -214,8 +228,11 @@ def load_model(
 ) -> tuple[TextModel, DeviceInfo]:
     """The model of the checkpoint at `place` (or the latest of that run), without its optimizer, and where it runs.
 
-    Raises CheckpointError when there is no intact checkpoint, BackendError for hardware that is not here.
+    Raises CheckpointError when there is no intact checkpoint, BackendError for hardware that is not here, ConfigError
+    for a precision that there is not.
     """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"dtype: found {precision!r}, expected one of {', '.join(get_args(Precision))}")
     checkpoint = open_model(place)
     tokenizer = load_tokenizer(checkpoint.path / "tokenizer.json")
     spec = spec_from_config(checkpoint.table("config.json"))

@@ -6,13 +6,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import cast
 
+from sconce.checkpoint.evaluations import Evaluated, read_results, results_of_run
 from sconce.checkpoint.listing import Listed, list_checkpoints
 from sconce.checkpoint.load import newest_intact
 from sconce.checkpoint.record import Checkpoint
 from sconce.config.read import flat, read_table
 from sconce.data.shards import Manifest, read_manifest
 from sconce.errors import CheckpointError, ConfigError, DataError, SconceError
-from sconce.evaluation.results import Evaluated, read_results, results_of_run
 from sconce.files import readable_size
 from sconce.interop.hf import spec_from_config
 from sconce.report.series import Metrics, read_curves

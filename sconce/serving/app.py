@@ -4,8 +4,9 @@ import asyncio
 import hmac
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TypeVar
 
@@ -23,7 +24,11 @@ from sconce.serving.requests import ChatRequest, CompletionRequest, Options
 from sconce.serving.responses import Answer, ChatAnswer, Usage, error
 from sconce.serving.scheduler import BusyError, Job, Scheduler
 
+A = TypeVar("A")
+R = TypeVar("R")
 T = TypeVar("T", bound=Options)
+
+ENCODERS = 2  # texts made to tokens at once; each thread keeps memory of the longest it had
 
 # The page runs its own script and talks to this server, and nothing else.
 PAGE_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'"
@@ -86,6 +91,7 @@ class Api:
         self.model = model
         self.options = options
         self.scheduler = Scheduler(model, rows=options.rows, queue=options.queue)
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encoder")
 
     def app(self) -> Starlette:
         """The application; its lifespan runs the scheduler's thread."""
@@ -101,7 +107,7 @@ class Api:
 
         @asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
-            with self.scheduler:
+            with self._encoders, self.scheduler:
                 yield
 
         return Starlette(routes=routes, middleware=[hosts], lifespan=lifespan)
@@ -133,7 +139,7 @@ class Api:
         """Continue a conversation."""
         asked = await self._read(request, ChatRequest)
         try:
-            ids = self.model.chat(asked.turns) if self.model.has_chat_template else None
+            ids = await self._aside(self.model.chat, asked.turns) if self.model.has_chat_template else None
         except SconceError as bad:
             raise _RefusalError(400, str(bad)) from None
         prompts = asked.prompts(self.model.spec.max_position_embeddings, ids)
@@ -145,13 +151,26 @@ class Api:
         if asked.model is not None:
             self._check_name(asked.model)
         inbox = _Inbox()
+        prompts = await self._aside(self._encoded, prompts)
         jobs = self._submit(prompts, inbox)
-        usage = Usage(sum(len(self.model.encode(prompt.text)) for prompt in prompts[:: asked.n or 1]))
+        usage = Usage(sum(len(prompt.text) for prompt in prompts[:: asked.n or 1]))
         answer = kind(self.options.name, usage, with_logprobs)
         if asked.stream:
             events = self._events(inbox, jobs, answer, asked.with_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         return await self._whole(request, inbox, jobs, answer)
+
+    async def _aside(self, function: Callable[[A], R], argument: A) -> R:
+        """Call what takes seconds for a long text, while others are served."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, function, argument)
+
+    def _encoded(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts as token ids, each text made to them once."""
+        try:
+            ids = {text: tuple(self.model.encode(text)) for text in {prompt.text for prompt in prompts}}
+        except SconceError as bad:
+            raise _RefusalError(400, str(bad)) from None
+        return [replace(prompt, text=ids[prompt.text]) for prompt in prompts]
 
     def _submit(self, prompts: list[Prompt], inbox: _Inbox) -> list[Job]:
         try:

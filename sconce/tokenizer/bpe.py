@@ -56,7 +56,7 @@ class Tokenizer:
             wanted = f"one of {', '.join(_EOS)}" if said is None else f"{said}, as {CONFIG} beside it says"
             raise DataError(f"{path}: no end-of-text token; expected {wanted}")
         self.eos_id = eos
-        self.bos_id = self._special("bos_token", _BOS)
+        self.bos_id = self._begins()
         self.pad_id = self._special("pad_token", _PAD)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path, bytes, TokenizerExtras]]:
@@ -70,8 +70,7 @@ class Tokenizer:
     @cached_property
     def prefix(self) -> list[int]:
         """What the tokenizer's own post-processor puts before a text that it is given whole: BOS, or nothing."""
-        around = self._bpe.encode("", add_special_tokens=True).ids
-        return around if around == [self.bos_id] else []
+        return self._first_id if self._first_id == [self.bos_id] else []
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added."""
@@ -114,6 +113,21 @@ class Tokenizer:
         for token_id, added in self._bpe.get_added_tokens_decoder().items():
             lengths[token_id] = 0 if added.special else len(added.content.encode())
         return lengths
+
+    def _begins(self) -> int | None:
+        """What texts begin with: as the extras say; else the usual BOS, if the post-processor puts it there.
+
+        Else it is EOS, as in GPT-2's tokenizer: where documents lie one after another, that is what a text follows. A
+        BOS that is only in the vocabulary stands nowhere in training, and is the last thing to begin with.
+        """
+        if "bos_token" in self.extras.special or self._first_id == [self._first(_BOS)]:
+            return self._special("bos_token", _BOS)
+        return self.eos_id
+
+    @cached_property
+    def _first_id(self) -> list[int]:
+        """The first id of a text that is given whole, which is a special one only if the post-processor put it."""
+        return self._bpe.encode("a", add_special_tokens=True).ids[:1]
 
     def _special(self, role: str, usual: Sequence[str]) -> int | None:
         """The token with a role: as the extras say, which may be that there is none, else by its usual names."""

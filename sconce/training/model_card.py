@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sconce.checkpoint.evaluations import Result, read_results, results_file
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.stream import RUN
 from sconce.config.read import flat
@@ -64,6 +65,7 @@ def model_card(checkpoint: LoadedCheckpoint, options: CardOptions) -> dict[str, 
         "## Architecture\n\n" + _table(("", ""), _architecture(checkpoint)),
         "## Training\n\n" + _table(("", ""), _training(checkpoint)),
         *_losses(records, bool(curve)),
+        *_scores(checkpoint),
     ]
     return {README: ("\n\n".join(part.rstrip() for part in parts) + "\n").encode(), **curve}
 
@@ -136,6 +138,32 @@ def _losses(records: Records, has_curve: bool) -> Iterator[str]:
         some = some if some[-1] is losses[-1] else [*some, losses[-1]]
         table = _table(("step", "training loss"), [(f"{int(one['step']):,}", f"{one['loss']:.4f}") for one in some])
         yield f"## Loss\n\n{picture}{table}"
+
+
+def _scores(checkpoint: LoadedCheckpoint) -> Iterator[str]:
+    """What evaluations found of exactly these weights, if any were kept beside the checkpoint."""
+    path = results_file(checkpoint.path)
+    if path is None or not path.exists():
+        return
+    kept, files = read_results(path), checkpoint.record.files
+    if kept.results and all(
+        name in files and files[name].sha256 == sha256 for name, sha256 in kept.model_sha256.items()
+    ):
+        rows = [
+            (f"{_public_name(one)} ({_in_words(one['settings'])})", _in_words(one["figures"])) for one in kept.results
+        ]
+        yield "## Scores\n\nOf these weights, by `sconce eval`.\n\n" + _table(("", ""), rows)
+
+
+def _public_name(result: Result) -> str:
+    """The name of a text or a task; of a path only its end, as the rest is the user's own."""
+    kind, mark, path = result["name"].rpartition(": ")
+    return result["name"] if result["kind"] == "task" else f"{kind}{mark}{Path(path).name}"
+
+
+def _in_words(values: Mapping[str, object]) -> str:
+    numbers = ((name, f"{value:.4f}" if isinstance(value, float) else value) for name, value in values.items())
+    return ", ".join(f"{name} {value}" for name, value in numbers if value is not None)
 
 
 def _table(head: tuple[str, str], rows: Iterator[Row] | Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,17 @@ class ScoreOptions:
     stride: int | None = None
     batch_size: int = 8
     max_batches: int | None = None
+
+
+class _Part:
+    """Some tokens of a longer sequence."""
+
+    def __init__(self, whole: Tokens, start: int, count: int) -> None:
+        self.num_tokens = count
+        self._whole, self._start = whole, start
+
+    def read(self, start: int, count: int) -> NDArray[np.int32]:
+        return self._whole.read(self._start + start, count)
 
 
 def score_model(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, Score]]:
@@ -67,7 +79,7 @@ def _window(model: TextModel, options: ScoreOptions) -> tuple[int, int]:
 
 def _sources(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, Tokens]]:
     if not options.texts:
-        yield HELD_OUT, _held_out(model)
+        yield from _held_out(model)
         return
     for source in list_sources(options.texts):
         documents = (document.decode() for document in source.documents(options.rule))
@@ -82,7 +94,8 @@ def _encode(tokenizer: Tokenizer, documents: Iterator[str]) -> NDArray[np.int32]
     return np.array(ids, np.int32)
 
 
-def _held_out(model: TextModel) -> Tokens:
+def _held_out(model: TextModel) -> Iterator[tuple[str, Tokens]]:
+    """What the run holds out: of each of its paths by themselves, if it has several and knows whose is whose."""
     loaded = load_folder(model.path, verify=False)
     if "run.json" not in loaded.record.files:
         raise DataError(f"{model.path}: no run's config in it, so no held-out text is known: name text with --text")
@@ -91,4 +104,11 @@ def _held_out(model: TextModel) -> Tokens:
     tokens = shards_there(place, model.tokenizer, loaded, verify=True)
     if tokens is None:
         raise DataError(f"{place}: not the token shards of this checkpoint's run: name text with --text")
-    return tokens.validation
+    paths = tokens.manifest.validation_paths or tokens.manifest.paths
+    counts = tokens.manifest.held_out_tokens
+    if sum(count > 1 for count in counts) < 2:
+        yield HELD_OUT, tokens.validation
+        return
+    for path, start, count in zip(paths, accumulate(counts, initial=0), counts, strict=False):
+        if count > 1:
+            yield f"{HELD_OUT}: {path}", _Part(tokens.validation, start, count)

@@ -10,6 +10,7 @@ from tiny import INSTALLED
 
 import sconce as library
 from sconce.data.batches import Batch
+from sconce.data.corpus import document_hash
 from sconce.generation.score import HeldTokens, Windows, score_tokens
 from sconce.tokenizer.bpe import train_tokenizer
 from sconce.training.score import ScoreOptions, score_model
@@ -47,6 +48,38 @@ def test_held_out_figures_are_those_of_training(tmp_path):
     assert one["loss"] == two["loss"] == pytest.approx(both["loss"])
     refused = sconce("eval", run, "--window", 99, "--backend", BACKEND)
     assert (refused.returncode, refused.stderr) == (2, "sconce: --window 99: the model has 32 positions\n")
+
+
+def test_what_is_held_out_is_scored_by_source(tmp_path):
+    """Each source's figures are those of its held-out documents as a text of their own."""
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} dog {n * n} answers {n}\n" for n in range(300)))
+    tokenizer = train_tokenizer([(tmp_path / "a.txt").read_text()], 280, tmp_path / "tokenizer", [])
+    run, paths = tmp_path / "run", [str(tmp_path / f"{name}.txt") for name in "ab"]
+    config = {
+        "model": {"hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32},
+        "tokenizer": {"tokenizer_json": str(tokenizer.path)},
+        "data": {"train_shards": paths, "document": "line", "validation_fraction": 0.2, "batch_size": 4},
+        "scheduler": {"total_steps": 2},
+    }
+    measured = library.train(config, run_dir=run, backend=BACKEND).evaluation
+    *sources, total = map(json.loads, sconce("eval", run, "--backend", BACKEND, "--json").stdout.splitlines())
+    assert [one["source"] for one in sources] == [f"held-out: {path}" for path in paths]
+    assert total["source"] == "all"
+    assert total["tokens"] == sum(one["tokens"] for one in sources) == measured.tokens - 1
+    assert total["loss"] == pytest.approx(measured.loss, abs=0.02)  # windows begin anew with each source
+    for name, one in zip("ab", sources, strict=True):
+        documents = [
+            line
+            for line in (tmp_path / f"{name}.txt").read_text().splitlines()
+            if document_hash(line.encode()) <= 0.2 * 2**64
+        ]
+        (tmp_path / "own.txt").write_text("".join(f"{line}\n" for line in documents))
+        asked = ("--text", tmp_path / "own.txt", "--document", "line", "--backend", BACKEND, "--json")
+        (own,) = map(json.loads, sconce("eval", run, *asked).stdout.splitlines())
+        assert {**own, "source": ""} == {**one, "source": ""}
+    kept = json.loads(next((run / "evaluations").glob("*.json")).read_text())["results"]
+    assert {"held-out", *(one["source"] for one in sources)} <= {result["name"] for result in kept}
 
 
 @pytest.mark.parametrize(("size", "stride"), [(8, 8), (8, 3), (8, 1), (50, 20), (128, 128)])

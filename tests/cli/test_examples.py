@@ -12,7 +12,7 @@ from small_run import write_run
 from tiny import INSTALLED
 
 import sconce
-from sconce.errors import CheckpointError, ConfigError, DataError
+from sconce.errors import BackendError, CheckpointError, ConfigError, DataError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 BACKEND = INSTALLED[-1]
@@ -75,6 +75,13 @@ def test_logits_are_those_that_generation_draws_from(run):
     np.testing.assert_array_equal(model.logits(ids), model.logits("a lamp"))
 
 
+def test_one_stop_string_needs_no_list(run):
+    model = sconce.load(run, backend=BACKEND)
+    free = model.generate("a", max_tokens=40)
+    stop = free[8:10]
+    assert model.generate("a", max_tokens=40, stop=stop) == free[: free.index(stop)]
+
+
 def test_what_cannot_be_is_an_error_with_a_reason(run, tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         sconce.load(tmp_path / "nowhere")
@@ -83,5 +90,13 @@ def test_what_cannot_be_is_an_error_with_a_reason(run, tmp_path):
         model.logits([5] * 129)
     with pytest.raises(DataError, match="token id -1"):
         model.logits([-1])
+    with pytest.raises(ConfigError, match="max_tokens: found 0, expected at least 1"):
+        model.generate("a", max_tokens=0)
+    with pytest.raises(ConfigError, match="seed: found -1"):
+        model.generate("a", seed=-1)
+    with pytest.raises(BackendError, match="found 'gpu', expected one of auto, mlx, cuda, cpu"):
+        sconce.load(run, backend="gpu")
+    with pytest.raises(ConfigError, match="dtype: found 'fp8', expected one of fp32"):
+        sconce.load(run, dtype="fp8")
     with pytest.raises(ConfigError, match=r"model\.hiden_size"):
         sconce.train({"model": {"hiden_size": 3}}, run_dir=tmp_path / "run")

@@ -1,9 +1,11 @@
 """`sconce serve` over a real socket, with the official client and with clients that misbehave."""
 
+import asyncio
 import json
 import re
 import socket
 import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +15,11 @@ from commands import serving, start
 from small_run import write_run
 from tiny import INSTALLED
 
+from sconce.errors import DataError
 from sconce.tokenizer.bpe import load_tokenizer
 
 httpx = pytest.importorskip("httpx", reason="comes with the openai client")
+app = pytest.importorskip("sconce.serving.app", reason="pip install 'sconce-lm[serve]'")
 openai = pytest.importorskip("openai", reason="the client under test: pip install openai")
 
 BACKEND = INSTALLED[-1]
@@ -144,6 +148,34 @@ def test_half_a_request_does_not_hold_the_server_up(server):
         half.sendall(b"Content-Length: 100\r\n\r\n{")
         assert httpx.get(f"{server}/health").status_code == 200
     assert idle(server)
+
+
+class SlowToEncode:
+    """A model that encodes a text only when somebody else has been answered."""
+
+    has_chat_template = False
+
+    def __init__(self):
+        self.answered = threading.Event()
+
+    def encode(self, _):
+        raise DataError("encoded" if self.answered.wait(10) else "everybody waited")
+
+
+def test_others_are_served_while_a_long_text_is_encoded():
+    model = SlowToEncode()
+    transport = httpx.ASGITransport(app=app.Api(model, app.ServerOptions(name="night")).app())
+
+    async def both():
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            slow = asyncio.ensure_future(client.post("/v1/completions", json={"prompt": "long"}))
+            await asyncio.sleep(0.1)
+            assert (await client.get("/health")).status_code == 200
+            model.answered.set()
+            return await slow
+
+    answer = asyncio.run(both())
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "encoded")
 
 
 def test_the_page_is_there_and_loads_nothing_from_elsewhere(server):

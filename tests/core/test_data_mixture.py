@@ -126,6 +126,26 @@ def test_rows_of_a_source_hold_its_text_alone(data, packing):
         np.testing.assert_array_equal(mixed.inputs[place], rows.batch(np.array([row])).inputs[0])
 
 
+def held_out_bytes(data):
+    """The text of what is held out, by the counts that the manifest has of each path."""
+    ends = np.cumsum(data.manifest.held_out_tokens).tolist()
+    assert ends[-1] == data.validation.num_tokens
+    parts = zip([0, *ends[:-1]], ends, strict=True)
+    return [bytes(t for t in data.validation.read(a, b - a).tolist() if t < 256) for a, b in parts]
+
+
+def test_held_out_tokens_are_counted_by_path(data, tmp_path):
+    """Files begin with their path's letter."""
+    first, second = held_out_bytes(data)
+    assert (first.count(b"b"), second.count(b"a")) == (0, 0)
+    assert first.count(b"a") > 20 < second.count(b"b")
+    paths = {"paths": (tmp_path / "a",), "validation_paths": (tmp_path / "b", tmp_path / "a" / "0.txt")}
+    own = prepare(Corpus(**paths, rule="line"), Bytes(), tmp_path / "own", engine=Engine(1))
+    first, second = held_out_bytes(own)
+    assert (first.count(b"b"), second.count(b"a0")) == (300, 100)
+    assert (first.count(b"a"), second.count(b"b")) == (0, 0)
+
+
 def test_builds_that_cannot_be_mixed(data):
     with pytest.raises(DataError, match=r"a: \d+ training tokens, less than one row of data.sequence_length 9999"):
         open_train_rows(data, 9999, "concat", mixed=True)

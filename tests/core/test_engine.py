@@ -191,3 +191,19 @@ def test_places_in_the_cache(window):
                 seen = seen[seen <= position] if place.mask is None else seen[place.mask[row, 0, index]]
                 assert sorted(seen) == list(range(first, position + 1))
         rows.filled += counts
+
+
+def test_figures_count_what_was_written_and_time_what_was_decoded():
+    """The first token comes with the prompt, so it is no step's; where it is the only one there is no speed."""
+    engine = Engine(RememberingModel(), rows=4, max_len=100)
+    for count, new in ((5, 12), (3, 1)):
+        engine.add(Request(prompt=[2] * count, max_tokens=new))
+    while not engine.idle:
+        engine.step()
+    figures = engine.figures
+    assert (figures.prompt_tokens, figures.new_tokens, figures.decoded_tokens) == (8, 13, 11)
+    assert figures.speed() == f"{11 / figures.decoding_seconds:,.0f} tok/s"
+    single = Engine(RememberingModel(), rows=1, max_len=100)
+    single.add(Request(prompt=[2], max_tokens=1))
+    single.step()
+    assert (single.figures.new_tokens, single.figures.decoded_tokens, single.figures.speed()) == (1, 0, "")

@@ -5,8 +5,8 @@ import json
 import pytest
 from small_run import write_run
 
+from sconce.checkpoint.evaluations import keep_results, read_results, results_of_run
 from sconce.errors import CheckpointError
-from sconce.evaluation.results import keep_results, read_results, results_of_run
 
 
 def result(name="held-out", loss=2.0, **settings):

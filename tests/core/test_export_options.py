@@ -4,10 +4,11 @@ import json
 import sys
 
 import pytest
-from commands import sconce_here
+from commands import edit, sconce_here
 from small_run import write_run
 from tiny import QKV_BIASES, SCALINGS, make_spec
 
+from sconce.checkpoint.evaluations import keep_results
 from sconce.errors import CheckpointError
 from sconce.interop.gguf_file import gguf_refusals
 from sconce.interop.gguf_tokenizer import gguf_tokenizer
@@ -71,6 +72,24 @@ def test_the_card_says_what_is_known_up_to_the_checkpoint_and_nothing_else(run, 
     assert "| 2 | 1.0000 |" not in card  # what came after the checkpoint
     assert str(run.parent) not in card
     assert (tmp_path / "lamp" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_card_has_the_scores_of_these_weights_and_no_paths(run, tmp_path):
+    checkpoint = run / "checkpoints" / "step-00000001"
+    settings = {"window": 8, "max_batches": None}
+    names = ("held-out", f"held-out: {tmp_path}/a.txt", f"{tmp_path}/book.txt")
+    texts = [{"kind": "text", "name": name, "figures": {"loss": 2.5}, "settings": settings} for name in names]
+    task = {"kind": "task", "name": "quiz", "figures": {"acc,none": 0.25, "questions": 8}, "settings": {"limit": 8}}
+    path = keep_results(checkpoint, [*texts, task])
+    sconce_here("export", run, "--out", tmp_path / "lamp")
+    card = (tmp_path / "lamp" / "README.md").read_text()
+    for name in ("held-out", "held-out: a.txt", "book.txt"):
+        assert f"\n| {name} (window 8) | loss 2.5000 |\n" in card
+    assert "\n| quiz (limit 8) | acc,none 0.2500, questions 8 |\n" in card
+    assert str(tmp_path) not in card
+    edit(path, lambda file: file["model_sha256"].update({"model.safetensors": "another's"}))
+    sconce_here("export", run, "--out", tmp_path / "other")
+    assert "book.txt" not in (tmp_path / "other" / "README.md").read_text()
 
 
 GGUF_REFUSED = {

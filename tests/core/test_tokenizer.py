@@ -8,7 +8,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models
+from tokenizers import Tokenizer, models, processors
 
 from sconce.errors import DataError
 from sconce.tokenizer.bpe import describe, load_tokenizer, train_tokenizer
@@ -37,7 +37,7 @@ def test_awkward_text_comes_back_without_special_tokens(tokenizer, text):
 
 
 def test_layout(tokenizer):
-    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (0, 1, 2, 600)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size) == (1, 1, 2, 600)
     assert tokenizer.token_bytes.shape == (600,)
     assert list(tokenizer.token_bytes[:3]) == [0, 0, 0]
     assert tokenizer.decode([0, *tokenizer.encode("hi"), 1]) == "hi"
@@ -129,3 +129,36 @@ def test_describe(tokenizer):
     lengths = [len(token.encode()) for token in facts["longest_tokens"]]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] == tokenizer.token_bytes.max()
+
+
+def with_bos(folder, tokenizer, template=None, said=None):
+    """A copy of `tokenizer` whose post-processor is `template`, and of whose BOS tokenizer_config.json says `said`."""
+    content = json.loads(tokenizer.content)
+    if template is not None:
+        bpe = Tokenizer.from_str(json.dumps(content))
+        bpe.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)]
+        )
+        content = json.loads(bpe.to_str())
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    if said is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return load_tokenizer(folder / "tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "bos_id", "prefix"),
+    [
+        (None, None, 1, []),  # documents lie one after another: a text follows the end of the one before
+        ("<|bos|> $A", None, 0, [0]),
+        ("<|bos|> $A <|eos|>", None, 0, [0]),
+        ("$A <|eos|>", None, 1, []),
+        (None, {"bos_token": "<|bos|>"}, 0, []),
+        (None, {"bos_token": None}, None, []),
+        ("<|bos|> $A", {"bos_token": "<|bos|>"}, 0, [0]),
+    ],
+)
+def test_bos_is_what_texts_begin_with(tokenizer, tmp_path, template, said, bos_id, prefix):
+    made = with_bos(tmp_path / "own", tokenizer, template, said)
+    assert (made.bos_id, made.prefix, made.eos_id) == (bos_id, prefix, 1)

@@ -144,7 +144,7 @@ def test_the_tokenizer_is_in_the_gguf_file(plain, tmp_path):
     assert values["tokenizer.ggml.merges"] == [" ".join(pair) for pair in content["model"]["merges"]]
     assert values["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
     kept = ("model", "pre", "bos_token_id", "eos_token_id", "padding_token_id", "add_bos_token")
-    assert [values[f"tokenizer.ggml.{key}"] for key in kept] == ["gpt2", "gpt-2", 0, 1, 2, False]
+    assert [values[f"tokenizer.ggml.{key}"] for key in kept] == ["gpt2", "gpt-2", 1, 1, 2, False]
 
 
 def load_weights(run):

@@ -13,7 +13,7 @@ import sconce
 from sconce.errors import ConfigError, DataError
 from sconce.evaluation.harness import TaskOptions, run_tasks
 from sconce.evaluation.requests import write_continuations
-from sconce.training.export import export_checkpoint
+from sconce.training.export import ExportJob, export_checkpoint
 
 evaluator = pytest.importorskip("lm_eval.evaluator", reason="pip install 'sconce-lm[eval]'")
 pytest.importorskip("transformers", reason="the reference")
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run):
     folder = run.parent / "exported"
-    export_checkpoint(run, folder)
+    export_checkpoint(ExportJob(place=run, out=folder))
     return folder
 
 

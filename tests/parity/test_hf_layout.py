@@ -141,7 +141,7 @@ def test_the_tokenizer_arrives_with_the_model(write, tokenizer, changes):
     text = "a lamp, “quoted”\n\n  in the night , don't é <|eos|"
     assert theirs.encode(text) == tokenizer.encode(text)
     assert theirs.decode(theirs.encode(text)) == text
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (0, 1, 2)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 1, 2)
     assert (theirs.eos_token, theirs.model_max_length) == ("<|eos|>", 32)
 
 
@@ -164,4 +164,4 @@ def test_a_config_saved_by_transformers_is_understood(changes, tmp_path):
 def test_the_generation_config_stops_at_the_end_of_text(write):
     _, folder = write({})
     config = transformers.GenerationConfig.from_pretrained(folder)
-    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (0, 1, 2)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 1, 2)
