@@ -1,10 +1,9 @@
-"""The memory of `sconce data prepare`, by the size of the text: it should not depend on it.
+"""The memory of `sconce data prepare`, which should depend little on the size of the text and the number of threads.
 
     python benchmarks/tokenise_memory.py --tokenizer runs/local/tokenizer/tokenizer.json --megabytes 10 100 1000
 
 Each size is prepared in a process of its own, whose whole tree of processes is looked at every 20 ms: the sum of their
-resident sets (RSS), and of their proportional ones (PSS, in which a page that processes share counts once). Less than
-16 MB is tokenised without other processes, hence once also with `--workers 1` throughout. Linux only.
+resident sets (RSS), and of their proportional ones (PSS, in which a page that processes share counts once). Linux only.
 """
 
 import argparse

@@ -29,6 +29,14 @@ class Ramp:
         """Rows of the largest update."""
         return max(stage.batch_size for stage in self.stages)
 
+    def describe(self) -> str:
+        """Every stage in words: "4 rows of 64; 8 rows of 64 from step 101"."""
+        return "; ".join(
+            f"{stage.batch_size} rows of {stage.seq_len}"
+            + (f" from step {stage.first_step + 1}" if stage.first_step else "")
+            for stage in self.stages
+        )
+
     def number(self, step: int) -> int:
         """Which stage the update after `step` updates is of."""
         return bisect_right([stage.first_step for stage in self.stages], step) - 1

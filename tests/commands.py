@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -71,10 +71,11 @@ def sconce(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
-def sconce_here(*arguments: object) -> subprocess.CompletedProcess:
+def sconce_here(*arguments: object, cwd: Path | str = ".") -> subprocess.CompletedProcess:
     """The command in this process, which spares the frameworks' start; what is not caught fails the test."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", ["sconce", *map(str, arguments)]):
+    argv = mock.patch.object(sys, "argv", ["sconce", *map(str, arguments)])
+    with redirect_stdout(out), redirect_stderr(err), chdir(cwd), argv:
         try:
             main()
         except SystemExit as ended:

@@ -82,6 +82,7 @@ def as_text(plan: "Plan") -> list[str]:
         f"FLOPs    {flops.training:,} a token, forward and backward: 3 x ({flops.projections:,} projections + "
         f"{flops.attention:,} attention + {flops.head:,} head)",
         f"device   {device.name}: {_gib(device.memory_bytes)}, {USABLE[device.kind]:.0%} of it planned with; {speed}",
+        *([f"stages   {plan.stages.describe()}; memory is that of the longest"] if len(plan.stages.stages) > 1 else []),
         "",
         *memory_table(plan),
         "",

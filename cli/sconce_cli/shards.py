@@ -69,7 +69,7 @@ def prepare(
     on_error: Annotated[
         OnError, typer.Option("--on-error", help="What to do with what cannot be used; skip counts it.")
     ] = OnError.stop,
-    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Processes. Default: the cores.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", min=1, help="Threads. Default: the cores.")] = None,
     shard_tokens: Annotated[
         int | None, typer.Option("--shard-tokens", min=1, help="Tokens a shard, at most. Default: 67,108,864.")
     ] = None,

@@ -58,11 +58,8 @@ def read_batch(store: TokenStore, rows: NDArray[np.int64], seq_len: int, first: 
 
     Neighbours share one token, the last target of one and the first input of the next.
     """
-    inputs, targets = (np.empty((len(rows), seq_len), np.int32) for _ in range(2))
-    for start, one, other in zip((first + rows * seq_len).tolist(), inputs, targets, strict=True):
-        store.read_into(start, one)
-        store.read_into(start + 1, other)
-    return Batch(inputs, targets)
+    tokens = store.read_rows(first + rows * seq_len, seq_len + 1)
+    return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
 
 
 def regroup(batches: Sequence[Batch], size: int) -> list[Batch]:

@@ -1,23 +1,20 @@
-"""Documents to token ids, in batches, on several processes, always in order."""
+"""Documents to token ids, in batches, on several threads, always in order."""
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sconce.data.corpus import document_hash
-from sconce.errors import DataError
 
-_AHEAD = 2  # batches that wait beside those being encoded, so that no process waits for the reader
+_AHEAD = 2  # batches that wait beside those being encoded, so that no thread waits for the reader
+_TOGETHER = 32  # texts that `tokenizers` encodes at once: its result takes tens of times the memory of the ids
 _SAMPLE_CHARS = 2**11  # of every batch, encoded by both tokenizers
 _HARD = (
     "",
@@ -32,7 +29,7 @@ _HARD = (
 
 
 class TextEncoder(Protocol):
-    """What preparing needs of a tokenizer. With several processes it must pickle."""
+    """What preparing needs of a tokenizer. Several threads call it at once."""
 
     @property
     def sha256(self) -> str: ...
@@ -44,7 +41,7 @@ class TextEncoder(Protocol):
 
 
 class FlatEncoder(Protocol):
-    """A faster program for the same tokenizer; it pickles."""
+    """A faster program for the same tokenizer. Several threads call it at once."""
 
     @property
     def name(self) -> str: ...
@@ -55,7 +52,7 @@ class FlatEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What tokenises: on how many processes (1: on this one), and by which faster program, if any."""
+    """What tokenises: on how many threads (1: on the calling one), and by which faster program, if any."""
 
     workers: int = 1
     fast: FlatEncoder | None = None
@@ -79,7 +76,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class DocumentEncoder:
-    """Turns a batch of documents into (training, held-out) tokens. Pickles with its tokenizers."""
+    """Turns a batch of documents into (training, held-out) tokens."""
 
     tokenizer: TextEncoder
     fast: FlatEncoder | None = None
@@ -101,9 +98,7 @@ class DocumentEncoder:
         if not texts:
             flat, lengths = np.empty(0, np.uint32), np.empty(0, np.int64)
         elif self.fast is None:
-            parts = self.tokenizer.encode_batch(texts)
-            lengths = np.array([len(part) for part in parts], np.int64)
-            flat = np.fromiter((token for part in parts for token in part), np.uint32, int(lengths.sum()))
+            flat, lengths = self._encode_slowly(texts)
         else:
             self._compare([_sample(texts)])
             flat, lengths = self.fast.encode_flat(texts)
@@ -113,6 +108,15 @@ class DocumentEncoder:
         is_text[ends - 1] = False
         ids[is_text] = flat
         return Encoded(ids, lengths + 1, np.array([len(document) for document in documents], np.int64))
+
+    def _encode_slowly(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        flat: list[NDArray[np.uint32]] = []
+        lengths: list[int] = []
+        for first in range(0, len(texts), _TOGETHER):
+            parts = self.tokenizer.encode_batch(texts[first : first + _TOGETHER])
+            flat.append(np.fromiter(chain.from_iterable(parts), np.uint32))
+            lengths += map(len, parts)
+        return np.concatenate(flat), np.array(lengths, np.int64)
 
     def _compare(self, texts: Sequence[str]) -> None:
         assert self.fast is not None
@@ -144,17 +148,16 @@ class HasDocuments(Protocol):
 
 
 class EncodingPool(Generic[B]):
-    """Encodes batches on `workers` processes, or on this one; a context manager that ends them."""
+    """Encodes batches on `workers` threads, or on the calling one; a context manager that ends them.
+
+    Threads, because both libraries encode without Python's lock: a process each would cost a start and 130 MB.
+    """
 
     def __init__(self, encoder: DocumentEncoder, workers: int) -> None:
         self._encoder, self._workers = encoder, workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._pool = ThreadPoolExecutor(workers, "encode") if workers > 1 else None
 
     def __enter__(self) -> "EncodingPool[B]":
-        if self._workers > 1:
-            # Not forked: a framework's threads may hold locks, and on macOS its devices do not survive it.
-            spawn = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._workers, spawn, _begin_worker, (self._encoder,))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -162,54 +165,21 @@ class EncodingPool(Generic[B]):
             self._pool.shutdown(wait=True, cancel_futures=True)
 
     def map(self, batches: Iterable[B]) -> Iterator[tuple[B, tuple[Encoded, Encoded]]]:
-        """Each batch with its tokens, in the order of the batches.
-
-        Raises EncodersDiffer, and DataError when a process dies.
-        """
+        """Each batch with its tokens, in the order of the batches. Raises EncodersDiffer."""
         if self._pool is None:
             yield from ((batch, self._encoder(batch.documents, batch.threshold)) for batch in batches)
             return
         waiting: deque[tuple[B, Future[tuple[Encoded, Encoded]]]] = deque()
-        try:
-            for batch in batches:
-                waiting.append((batch, self._pool.submit(_work, batch.documents, batch.threshold)))
-                if len(waiting) >= self._workers + _AHEAD:
-                    yield _result(*waiting.popleft())
-            while waiting:
+        for batch in batches:
+            waiting.append((batch, self._pool.submit(self._encoder, batch.documents, batch.threshold)))
+            if len(waiting) >= self._workers + _AHEAD:
                 yield _result(*waiting.popleft())
-        except BrokenProcessPool:
-            raise DataError(
-                "a tokenising process died, perhaps for want of memory: the same command goes on from here, with "
-                "--workers 1 on one process"
-            ) from None
+        while waiting:
+            yield _result(*waiting.popleft())
 
 
 def _result(batch: B, future: Future[tuple[Encoded, Encoded]]) -> tuple[B, tuple[Encoded, Encoded]]:
     return batch, future.result()
-
-
-_encode: Callable[[Sequence[bytes], int], tuple[Encoded, Encoded]] | None = None
-
-
-def _begin_worker(encoder: DocumentEncoder) -> None:
-    global _encode  # noqa: PLW0603 - a pool gives its processes no other place for what they keep
-    # One thread each: the processes are the parallelism. Both libraries read these when they first encode.
-    os.environ |= {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends us
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    _encode = encoder
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()  # a killed parent cannot tell us to end, and we would wait for work for ever
-    os._exit(1)
-
-
-def _work(documents: Sequence[bytes], threshold: int) -> tuple[Encoded, Encoded]:
-    assert _encode is not None
-    return _encode(documents, threshold)
 
 
 def usable_cores() -> int:

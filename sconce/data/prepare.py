@@ -35,9 +35,8 @@ from sconce.files import fsync_folder, sha256_file, write_json
 
 SHARD_TOKENS = 2**26
 JOURNAL = "journal.json"
-_BATCH_BYTES = 2**20  # of text encoded at once: enough to be worth sending to a process, little beside a model
+_BATCH_BYTES = 2**20  # of text encoded at once: enough to be worth handing to a thread, little beside a model
 _COMMIT_BYTES = 2**26  # of text between two commits, the most that a kill loses
-_POOL_BYTES = 2**24  # of source files: less is done before processes have started
 _ALL = 2**64  # as a threshold: every document is held out
 
 Progress = Callable[[int, int, int], None]
@@ -250,12 +249,11 @@ class _Build:
     def run(self) -> None:
         """Build, or go on with what the folder holds. Raises EncodersDiffer."""
         job = self._job
-        workers = job.engine.workers if self._total >= _POOL_BYTES else 1
         encoder = DocumentEncoder(job.tokenizer, job.engine.fast)
         encoder.check()
         reader = self._resume() or self._begin()
         try:
-            with EncodingPool[_Batch](encoder, workers) as pool:
+            with EncodingPool[_Batch](encoder, job.engine.workers) as pool:
                 self._write(reader, pool)
             for writer in self._writers.values():
                 writer.close()

@@ -113,6 +113,7 @@ class TokenStore:
         self._token_files = [folder / f"{shard.name}.bin" for shard in shards]
         self._arrays: dict[int, TokenArray] = {}
         self._ends = list(accumulate(shard.tokens for shard in shards))
+        self._shard_ends = np.array(self._ends, np.int64)
         self._index_files = [folder / f"{shard.name}.idx" for shard in shards]
         self._document_ends = np.cumsum([shard.documents for shard in shards], dtype=np.int64)
 
@@ -121,6 +122,19 @@ class TokenStore:
         assert 0 <= start <= start + count <= self.num_tokens, f"tokens {start}+{count} of {self.num_tokens}"
         tokens = np.empty(count, np.int32)
         self.read_into(start, tokens)
+        return tokens
+
+    def read_rows(self, starts: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+        """For each start a copy of tokens start .. start + count - 1, (len(starts), count)."""
+        tokens = np.empty((len(starts), count), np.int32)
+        shards = np.searchsorted(self._shard_ends, starts, side="right")
+        # Not one gather a shard: of a large corpus, a batch has about as many shards as rows.
+        before_ends = (starts - self._shard_ends[shards]).tolist()
+        for row, start, shard, before_end in zip(tokens, starts.tolist(), shards.tolist(), before_ends, strict=True):
+            if before_end + count < 0:
+                row[:] = self._array(shard)[before_end : before_end + count]
+            else:  # to the shard's last token, or on into the next one
+                self.read_into(start, row)
         return tokens
 
     def token(self, index: int) -> int:

@@ -59,9 +59,6 @@ class Tokenizer:
         self.bos_id = self._begins()
         self.pad_id = self._special("pad_token", _PAD)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[Path, bytes, TokenizerExtras]]:
-        return Tokenizer, (self.path, self.content, self.extras)
-
     @property
     def chat_template(self) -> str | None:
         """How a conversation is put to the model, in Jinja; None where nobody said."""

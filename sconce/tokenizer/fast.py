@@ -19,7 +19,6 @@ class FastEncoder:
 
     def __init__(self, content: bytes) -> None:
         """`content` is a tokenizer.json. Raises FastUnavailableError."""
-        self._content = content
         try:
             library: Any = import_module("fastokens")
             self.name = f"fastokens {metadata.version('fastokens')}"
@@ -30,9 +29,6 @@ class FastEncoder:
             self._tokenizer.no_truncation()
         except Exception as error:  # the library raises nothing narrower
             raise FastUnavailableError(f"{self.name} does not take this tokenizer ({error})") from error
-
-    def __reduce__(self) -> tuple[type["FastEncoder"], tuple[bytes]]:
-        return FastEncoder, (self._content,)
 
     def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """All token ids in a row, and the length of each text in tokens, (len(texts),)."""

@@ -261,9 +261,14 @@ class _Trainer:
                 saved = f"step {self.run.step} is saved"
             except OutOfMemoryError:
                 pass
+        ramp = self.run.order.ramp
+        stage = ramp.at(self.run.step)
+        shorter = "a shorter data.sequence_length"
+        if stage.seq_len > ramp.at(0).seq_len:  # the run has trained on shorter rows in this memory
+            shorter = f"shorter rows in data.stages ({stage.seq_len} long from step {stage.first_step + 1} on)"
         advice = (
             'Set runtime.activation_checkpointing = "block" or a smaller runtime.loss_chunk and --resume; or '
-            "begin a run with a shorter data.sequence_length or a smaller model"
+            f"begin a run with {shorter} or a smaller model"
         )
         size = micro_batch_at(self.run.config, self.run.step)
         return f"step {self.run.step + 1}: out of memory with {size} sequence(s) at a time ({error}); {saved}. {advice}"

@@ -42,14 +42,15 @@ class Estimate:
 class Plan:
     """`configured` is what `sconce train` would do, `chosen` what trains fastest within the device's memory.
 
-    `total_tokens` is None where the horizon is in epochs. Estimates go by name: configured, chosen; None where the
-    device's speed is not known.
+    Memory is that of the longest rows of `stages`; `total_tokens` is None where the horizon is in epochs. Estimates go
+    by name: configured, chosen; None where the device's speed is not known.
     """
 
     spec: ModelSpec
     flops: Flops
     device: Device
     precision: str
+    stages: Ramp
     configured: Choice
     chosen: Choice
     chosen_checkpointing: str
@@ -80,6 +81,7 @@ class Plan:
             },
             "device": {**asdict(self.device), "usable_bytes": self.device.usable_bytes},
             "precision": self.precision,
+            "stages": [asdict(stage) for stage in self.stages.stages],
             "total_tokens": self.total_tokens,
             "cache_bytes": self.cache_bytes,
             "configured": _choice_object(self.configured, self.configured_estimate),
@@ -152,6 +154,7 @@ def plan_run(
         flops=count_flops(spec, stages.longest, configured.setting.options.recompute_every),
         device=device,
         precision=kind,
+        stages=stages,
         configured=configured,
         chosen=chosen,
         chosen_checkpointing=next(kind for kind, choice in choices.items() if choice is chosen),

@@ -174,7 +174,7 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"{order.epoch(schedule.total_steps):.1f} epochs"
     )
     if len(order.ramp.stages) > 1:
-        reporter.say(f"stages: {_describe_stages(order.ramp)}")
+        reporter.say(f"stages: {order.ramp.describe()}")
     reporter.say(fitted)
     if config.data.packing == "bestfit":
         empty = 1 - tokens.train.num_tokens / (rows.num_rows * rows.seq_len)
@@ -238,14 +238,6 @@ def _check_sources(config: RunConfig, tokens: TokenData) -> None:
 def _tokens_a_step(stages: Ramp) -> str:
     each = [stage.batch_size * stage.seq_len for stage in stages.stages]
     return f"{each[0]:,}" if len(set(each)) == 1 else f"{min(each):,} to {max(each):,}"
-
-
-def _describe_stages(stages: Ramp) -> str:
-    return "; ".join(
-        f"{stage.batch_size} rows of {stage.seq_len}"
-        + (f" from step {stage.first_step + 1}" if stage.first_step else "")
-        for stage in stages.stages
-    )
 
 
 def _describe_mixture(tokens: TokenData, order: Order, steps: int) -> str:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from commands import checkpoints, overrides, records, sconce, start, weights, write_corpus
+from commands import checkpoints, overrides, records, sconce, sconce_here, start, weights, write_corpus
 
 CPU = ("--backend", "cpu")
 
@@ -18,7 +18,9 @@ def trained(tmp_path_factory):
     """A small run that is finished; tests copy it before they harm it."""
     root = tmp_path_factory.mktemp("trained")
     corpus = write_corpus(root / "corpus.txt")
-    done = sconce("orchestrate", "--input", corpus, "--run-dir", root / "run", "--vocab-size", 300, *CPU, *overrides())
+    done = sconce_here(
+        "orchestrate", "--input", corpus, "--run-dir", root / "run", "--vocab-size", 300, *CPU, *overrides()
+    )
     assert done.returncode == 0, done.stderr
     # The overrides belong to the run from now on: its config file is what tests change.
     config = root / "run" / "training.toml"
@@ -49,7 +51,7 @@ def set_key(config, key, value):
 
 
 def resume(run, *more):
-    return sconce("train", "--config", run / "training.toml", "--run-dir", run, "--resume", *CPU, *more)
+    return sconce_here("train", "--config", run / "training.toml", "--run-dir", run, "--resume", *CPU, *more)
 
 
 def assert_refused(done, *says, lines=1):
@@ -62,7 +64,7 @@ def assert_refused(done, *says, lines=1):
 
 
 def orchestrate(inputs, run, *more):
-    return sconce("orchestrate", "--input", inputs, "--run-dir", run, *CPU, *overrides(), *more)
+    return sconce_here("orchestrate", "--input", inputs, "--run-dir", run, *CPU, *overrides(), *more)
 
 
 def test_missing_file(tmp_path):
@@ -123,7 +125,7 @@ def test_a_config_edited_before_training_is_kept(tmp_path):
     assert_refused(orchestrate(corpus, tmp_path / "run", *too_long), "shorter")
     set_key(tmp_path / "run/training.toml", "model.max_position_embeddings", "16")
     edited = (tmp_path / "run/training.toml").read_text()
-    done = sconce("orchestrate", "--input", corpus, "--run-dir", tmp_path / "run", *CPU)
+    done = sconce_here("orchestrate", "--input", corpus, "--run-dir", tmp_path / "run", *CPU)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run/training.toml").read_text() == edited
 
@@ -159,7 +161,7 @@ def test_a_reader_that_goes_away_does_not_end_the_run(run):
 
 def test_run_dir_that_is_a_file(trained, tmp_path):
     (tmp_path / "file").write_text("mine")
-    done = sconce("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "file", *CPU)
+    done = sconce_here("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "file", *CPU)
     assert_refused(done, "file")
 
 
@@ -192,12 +194,12 @@ def test_missing_config(tmp_path):
 
 def test_broken_toml_says_the_line(tmp_path):
     (tmp_path / "a.toml").write_text("[model]\nhidden_size = = 3\n")
-    assert_refused(sconce("train", "--config", tmp_path / "a.toml"), "a.toml", "line 2")
+    assert_refused(sconce_here("train", "--config", tmp_path / "a.toml"), "a.toml", "line 2")
 
 
 def test_a_run_is_not_overwritten_without_resume(run):
     before = weights(run, 30)
-    done = sconce("train", "--config", run / "training.toml", "--run-dir", run, *CPU)
+    done = sconce_here("train", "--config", run / "training.toml", "--run-dir", run, *CPU)
     assert_refused(done, "already holds a run at step 30", "--resume")
     assert weights(run, 30) == before
 
@@ -205,7 +207,7 @@ def test_a_run_is_not_overwritten_without_resume(run):
 def test_unwritable_folder(trained, tmp_path):
     """A file where the run folder should be, since root may write anywhere."""
     (tmp_path / "file").write_text("mine")
-    done = sconce("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "file" / "run", *CPU)
+    done = sconce_here("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "file" / "run", *CPU)
     assert_refused(done, "file")
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -213,7 +215,7 @@ def test_unwritable_folder(trained, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_folder_without_write_permission(trained, tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
-    done = sconce("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "locked/run", *CPU)
+    done = sconce_here("train", "--config", trained / "run/training.toml", "--run-dir", tmp_path / "locked/run", *CPU)
     assert_refused(done, "Permission denied")
 
 
@@ -376,7 +378,7 @@ def test_two_processes_do_not_share_a_run(run):
 
 
 def test_missing_backend_says_what_to_install(run):
-    done = sconce("train", "--config", run / "training.toml", "--run-dir", run, "--resume", "--backend", "cuda")
+    done = sconce_here("train", "--config", run / "training.toml", "--run-dir", run, "--resume", "--backend", "cuda")
     import torch
 
     if torch.cuda.is_available():

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from commands import overrides, sconce, write_corpus
+from commands import overrides, sconce_here, write_corpus
 from safetensors.numpy import load_file
 
 
@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("checkpoints")
     corpus = write_corpus(root / "corpus.txt", lines=200)
-    done = sconce(
+    done = sconce_here(
         "orchestrate",
         "--input",
         corpus,
@@ -36,7 +36,7 @@ def step(run, number):
 
 
 def answer(*arguments):
-    done = sconce("checkpoint", *arguments, "--json")
+    done = sconce_here("checkpoint", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -44,7 +44,7 @@ def answer(*arguments):
 def test_list(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     step(copy, 10).rename(copy / "checkpoints" / ".bad-step-00000010")
-    done = sconce("checkpoint", "list", copy)
+    done = sconce_here("checkpoint", "list", copy)
     assert done.returncode == 0, done.stderr
     _, newest, aside = done.stdout.splitlines()
     assert newest.split()[:2] == ["step-00000020", "2,560"]
@@ -83,7 +83,7 @@ def test_inspect_says_what_the_manifest_says(run):
 
 
 def test_inspect_for_people(run):
-    done = sconce("checkpoint", "inspect", run / "checkpoints" / "LATEST")
+    done = sconce_here("checkpoint", "inspect", run / "checkpoints" / "LATEST")
     assert done.returncode == 0, done.stderr
     cursor = json.loads((step(run, 20) / "manifest.json").read_text())["cursor"]
     for key, value in cursor.items():
@@ -95,11 +95,11 @@ def test_inspect_for_people(run):
 
 
 def test_verify(run):
-    done = sconce("checkpoint", "verify", step(run, 10))
+    done = sconce_here("checkpoint", "verify", step(run, 10))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["manifest", "sizes", "hashes", "tensors", "values", "intact"]
-    done = sconce("checkpoint", "verify", run)
+    done = sconce_here("checkpoint", "verify", run)
     assert [line for line in done.stdout.splitlines() if line.startswith("/")] == [
         str(step(run, 20)),
         str(step(run, 10)),
@@ -112,10 +112,10 @@ def test_verify_finds_one_flipped_bit(run, tmp_path):
     raw = bytearray(path.read_bytes())
     raw[-5] ^= 1
     path.write_bytes(raw)
-    done = sconce("checkpoint", "verify", step(copy, 10))
+    done = sconce_here("checkpoint", "verify", step(copy, 10))
     assert done.returncode == 2
     assert done.stderr == f"sconce: {path}: its content changed since it was written\n"
-    done = sconce("checkpoint", "verify", copy, "--json")
+    done = sconce_here("checkpoint", "verify", copy, "--json")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "1 of 2 checkpoints not intact: step-00000010" in done.stderr
@@ -137,7 +137,7 @@ def test_diff(run):
         x, y = tensor.astype(np.float64), b[name].astype(np.float64)
         assert by_name[name]["max_abs"] == np.abs(x - y).max()
         assert by_name[name]["relative"] == pytest.approx(np.abs(x - y).max() / np.abs(x).max())
-    done = sconce("checkpoint", "diff", step(run, 10), run, "--top", 3)
+    done = sconce_here("checkpoint", "diff", step(run, 10), run, "--top", 3)
     assert done.returncode == 0, done.stderr
     assert "step: 10 in A, 20 in B" in done.stdout
     worst = [line.split()[0] for line in done.stdout.rpartition("most different")[2].splitlines()[1:]]
@@ -146,13 +146,13 @@ def test_diff(run):
 
 def test_diff_of_the_same(run, tmp_path):
     copy = shutil.copytree(step(run, 20), tmp_path / "copy")
-    done = sconce("checkpoint", "diff", run / "checkpoints" / "LATEST", copy)
+    done = sconce_here("checkpoint", "diff", run / "checkpoints" / "LATEST", copy)
     assert done.stdout.splitlines()[-1] == "identical: 33 tensors, bit for bit"
 
 
 @pytest.mark.parametrize("command", [("list",), ("inspect",), ("verify",), ("diff", ".")])
 def test_nothing_there_is_one_line(command, tmp_path):
-    done = sconce("checkpoint", *command, tmp_path / "nowhere")
+    done = sconce_here("checkpoint", *command, tmp_path / "nowhere")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("sconce: ")

@@ -202,9 +202,9 @@ def test_sigterm_saves_and_exits_0_and_after_sigkill_too_the_weights_are_the_sam
     (tmp_path / "text.txt").unlink()  # a new pod, with nothing but the volume
     code, _, _ = interrupt(job(workspace, "killed", tmp_path / "text.txt"), signal.SIGKILL, "certificate: ")
     assert code == -signal.SIGKILL
-    with job(workspace, "killed", tmp_path / "text.txt") as last:
-        out, err = last.communicate(timeout=120)
-    assert last.returncode == 0, err
+    options = ("--experiment", "killed", "--input", tmp_path / "text.txt", *ON_CPU)
+    last = cloud(workspace, *options, *overrides("runtime.checkpoint.every_n_steps=3"))
+    assert last.returncode == 0, last.stderr
     assert weights(workspace / "runs/killed", 30) == weights(volume / "workspace/runs/whole", 30)
 
 

@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from commands import overrides, sconce, start, weights, write_corpus
+from commands import overrides, sconce, sconce_here, start, weights, write_corpus
 from tiny import INSTALLED
 
 
@@ -16,7 +16,9 @@ def tokenizer(tmp_path_factory):
     """A tokenizer of the text below."""
     folder = tmp_path_factory.mktemp("tokenizer")
     (folder / "text.txt").write_text("".join(f"line {number} of a text\n" for number in range(500)))
-    done = sconce("tokenizer", "train", "--input", folder / "text.txt", "--vocab-size", 300, "--out", folder / "tok")
+    done = sconce_here(
+        "tokenizer", "train", "--input", folder / "text.txt", "--vocab-size", 300, "--out", folder / "tok"
+    )
     assert done.returncode == 0, done.stderr
     return folder / "tok"
 
@@ -33,7 +35,7 @@ def mixed(tmp_path):
 
 
 def prepare(tokenizer, inputs, out, *more):
-    return sconce("data", "prepare", "--input", inputs, "--tokenizer", tokenizer, "--out", out, *more)
+    return sconce_here("data", "prepare", "--input", inputs, "--tokenizer", tokenizer, "--out", out, *more)
 
 
 def refused(done, *says):
@@ -49,20 +51,20 @@ def test_prepare_and_look(tokenizer, mixed, tmp_path):
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert (told["documents"], told["skipped"]) == (650, 0)
-    inspected = json.loads(sconce("data", "inspect", tmp_path / "shards", "--json").stdout)
+    inspected = json.loads(sconce_here("data", "inspect", tmp_path / "shards", "--json").stdout)
     assert inspected["fingerprint"] == told["fingerprint"]
     assert [source["path"].rsplit("/")[-1] for source in inspected["sources"]] == ["a.txt", "b.txt.gz", "c.jsonl"]
-    shown = sconce("data", "inspect", tmp_path / "shards").stdout
+    shown = sconce_here("data", "inspect", tmp_path / "shards").stdout
     assert "train-00000" in shown
     assert "b.txt.gz" in shown
     plot = tmp_path / "plot.png"
-    stats = sconce("data", "stats", tmp_path / "shards", "--json", "--plot", plot, "--tokenizer", tokenizer)
+    stats = sconce_here("data", "stats", tmp_path / "shards", "--json", "--plot", plot, "--tokenizer", tokenizer)
     splits = json.loads(stats.stdout)
     assert splits["train"]["documents"] + splits["validation"]["documents"] == 650
     assert splits["train"]["top_tokens"][0]["text"]
     assert plot.stat().st_size > 1000
-    assert "most frequent" in sconce("data", "stats", tmp_path / "shards").stdout
-    assert "intact: 2 shards" in sconce("data", "verify", tmp_path / "shards").stdout
+    assert "most frequent" in sconce_here("data", "stats", tmp_path / "shards").stdout
+    assert "intact: 2 shards" in sconce_here("data", "verify", tmp_path / "shards").stdout
 
 
 def test_verify_and_reuse_meet_damage(tokenizer, mixed, tmp_path):
@@ -71,20 +73,20 @@ def test_verify_and_reuse_meet_damage(tokenizer, mixed, tmp_path):
     raw = bytearray((shards / "train-00000.bin").read_bytes())
     raw[10] ^= 1
     (shards / "train-00000.bin").write_bytes(raw)
-    refused(sconce("data", "verify", shards), "train-00000.bin", "sha256")
+    refused(sconce_here("data", "verify", shards), "train-00000.bin", "sha256")
     again = prepare(tokenizer, mixed, shards)
     assert again.returncode == 0
     assert "making them anew" in again.stdout
-    assert sconce("data", "verify", shards).returncode == 0
-    refused(sconce("data", "verify", tmp_path), "neither token shards")
-    refused(sconce("data", "stats", shards, "--tokenizer", mixed), "no such tokenizer file")
+    assert sconce_here("data", "verify", shards).returncode == 0
+    refused(sconce_here("data", "verify", tmp_path), "neither token shards")
+    refused(sconce_here("data", "stats", shards, "--tokenizer", mixed), "no such tokenizer file")
 
 
 def test_another_tokenizer_is_told_apart(tokenizer, mixed, tmp_path):
     assert prepare(tokenizer, mixed, tmp_path / "shards").returncode == 0
-    done = sconce("tokenizer", "train", "--input", mixed, "--vocab-size", 280, "--out", tmp_path / "tok")
+    done = sconce_here("tokenizer", "train", "--input", mixed, "--vocab-size", 280, "--out", tmp_path / "tok")
     assert done.returncode == 0, done.stderr
-    refused(sconce("data", "stats", tmp_path / "shards", "--tokenizer", tmp_path / "tok"), "another tokenizer")
+    refused(sconce_here("data", "stats", tmp_path / "shards", "--tokenizer", tmp_path / "tok"), "another tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -107,8 +109,8 @@ def test_bad_input_is_one_line_or_counted(tokenizer, mixed, tmp_path, name, cont
 
 
 def test_options_that_do_not_go_together(tokenizer, mixed, tmp_path):
-    refused(sconce("data", "prepare", "--input", mixed), "--tokenizer and --out")
-    refused(sconce("data", "prepare", mixed / "a.txt", "--out", tmp_path), "go without a config file")
+    refused(sconce_here("data", "prepare", "--input", mixed), "--tokenizer and --out")
+    refused(sconce_here("data", "prepare", mixed / "a.txt", "--out", tmp_path), "go without a config file")
 
 
 @pytest.mark.slow
@@ -134,14 +136,18 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tokenizer, tmp_path):
 
 
 def test_shard_and_clean(mixed, tmp_path):
-    done = sconce("data", "shard", "--input", mixed, "--out", tmp_path / "shards", "--lines", 300, "--gzip", "--json")
+    done = sconce_here(
+        "data", "shard", "--input", mixed, "--out", tmp_path / "shards", "--lines", 300, "--gzip", "--json"
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert (told["documents"], told["shards"], told["reused"]) == (650, 3, False)
     assert gzip.decompress((tmp_path / "shards/train/train-00001.txt.gz").read_bytes()).count(b"\n") == 300
-    refused(sconce("data", "shard", "--input", mixed, "--out", tmp_path / "shards"), "--force replaces it")
-    refused(sconce("data", "shard", "--input", mixed, "--out", tmp_path / "a", "--reuse", "--force"), "one of the two")
-    cleaned = sconce(
+    refused(sconce_here("data", "shard", "--input", mixed, "--out", tmp_path / "shards"), "--force replaces it")
+    refused(
+        sconce_here("data", "shard", "--input", mixed, "--out", tmp_path / "a", "--reuse", "--force"), "one of the two"
+    )
+    cleaned = sconce_here(
         "data", "clean", "--input", tmp_path / "shards/train", "--document", "line", "--out", tmp_path / "clean"
     )
     assert cleaned.returncode == 0, cleaned.stderr
@@ -158,14 +164,14 @@ def test_a_packed_mixture_resumes_to_the_same_weights(tmp_path, hardware):
     )
     inputs = [part for text in texts for part in ("--input", text)]
     place = ("--backend", hardware)
-    whole = sconce("orchestrate", *inputs, "--run-dir", tmp_path / "whole", "--vocab-size", 300, *place, *options)
+    whole = sconce_here("orchestrate", *inputs, "--run-dir", tmp_path / "whole", "--vocab-size", 300, *place, *options)
     assert whole.returncode == 0, whole.stderr
     assert "mixture: a.txt" in whole.stdout
     assert "of their places empty" in whole.stdout
     train = ("train", "--config", tmp_path / "whole/training.toml", "--run-dir", tmp_path / "parts", *place)
-    assert sconce(*train, "--stop-at", 13).returncode == 0
-    assert sconce(*train, "--resume", "--stop-at", 22).returncode == 0
-    assert sconce(*train, "--resume").returncode == 0
+    assert sconce_here(*train, "--stop-at", 13).returncode == 0
+    assert sconce_here(*train, "--resume", "--stop-at", 22).returncode == 0
+    assert sconce_here(*train, "--resume").returncode == 0
     assert weights(tmp_path / "parts", 30) == weights(tmp_path / "whole", 30)
-    deep = sconce("checkpoint", "verify", tmp_path / "parts", "--deep", *place)
+    deep = sconce_here("checkpoint", "verify", tmp_path / "parts", "--deep", *place)
     assert deep.returncode == 0, deep.stderr

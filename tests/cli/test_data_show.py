@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import tokenizers
-from commands import overrides, sconce, write_corpus
+from commands import overrides, sconce_here, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -13,13 +13,13 @@ def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("show")
     corpus = write_corpus(root / "corpus.txt", lines=300)
     options = ["--run-dir", root / "run", "--vocab-size", 300, "--backend", "cpu"]
-    done = sconce("orchestrate", "--input", corpus, *options, *overrides("scheduler.total_steps=5"))
+    done = sconce_here("orchestrate", "--input", corpus, *options, *overrides("scheduler.total_steps=5"))
     assert done.returncode == 0, done.stderr
     return root / "run"
 
 
 def answer(*arguments):
-    done = sconce("data", "show", *arguments, "--json")
+    done = sconce_here("data", "show", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -55,7 +55,7 @@ def test_an_override_holds_as_in_train(run, tmp_path):
 
 def test_for_people(run):
     shown = answer(run, "--step", 3)
-    done = sconce("data", "show", run, "--step", 3, "--tokens")
+    done = sconce_here("data", "show", run, "--step", 3, "--tokens")
     assert done.returncode == 0, done.stderr
     assert f"row ids: {', '.join(map(str, shown['row_ids']))}" in done.stdout
     for row in shown["rows"]:
@@ -68,7 +68,7 @@ def test_for_people(run):
             assert "    ids " + " ".join(map(str, piece["tokens"])) in done.stdout
     ends = sum(piece["ends"] for row in shown["rows"] for piece in row["pieces"])
     assert done.stdout.count("= end of document") == ends
-    one = sconce("data", "show", run, "--step", 3, "--row", 2)
+    one = sconce_here("data", "show", run, "--step", 3, "--row", 2)
     assert "[2] row" in one.stdout
     assert "[1] row" not in one.stdout
     assert "ids 0" not in one.stdout
@@ -83,7 +83,7 @@ def test_for_people(run):
     ],
 )
 def test_a_mistake_is_one_line(run, options, message):
-    done = sconce("data", "show", run, *options)
+    done = sconce_here("data", "show", run, *options)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -92,7 +92,7 @@ def test_a_mistake_is_one_line(run, options, message):
 def test_no_shards_is_one_line(run, tmp_path):
     bare = shutil.copytree(run, tmp_path / "bare", ignore=shutil.ignore_patterns("data"))
     for place in (bare, tmp_path):
-        done = sconce("data", "show", place, "--step", 1)
+        done = sconce_here("data", "show", place, "--step", 1)
         assert done.returncode == 2
         assert done.stderr.count("\n") == 1
 
@@ -102,7 +102,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path, run):
     (tmp_path / "text.txt").write_text(text)
     place = ["--run-dir", tmp_path / "run", "--override", f"data.train_shards={tmp_path / 'text.txt'}"]
     options = ["--override", "data.document=line", "--step", 1]
-    done = sconce("data", "show", run / "training.toml", *place, *options)
+    done = sconce_here("data", "show", run / "training.toml", *place, *options)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     assert "\\x1b[31m" in done.stdout

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from commands import sconce, write_corpus
+from commands import sconce_here, write_corpus
 from small_run import write_run
 from tiny import INSTALLED
 
@@ -43,10 +43,10 @@ def test_held_out_figures_are_those_of_training(tmp_path):
         assert figures["bits_per_byte"] == pytest.approx(measured.bits_per_byte, abs=1e-5)
         assert 0 < figures["accuracy"] < 1
     text = ("--text", corpus, "--text", corpus, "--backend", BACKEND, "--max-batches", 2, "--window", 16, "--json")
-    one, two, both = map(json.loads, sconce("eval", run, *text).stdout.splitlines())
+    one, two, both = map(json.loads, sconce_here("eval", run, *text).stdout.splitlines())
     assert (one["source"], both["source"]) == (str(corpus), "all")
     assert one["loss"] == two["loss"] == pytest.approx(both["loss"])
-    refused = sconce("eval", run, "--window", 99, "--backend", BACKEND)
+    refused = sconce_here("eval", run, "--window", 99, "--backend", BACKEND)
     assert (refused.returncode, refused.stderr) == (2, "sconce: --window 99: the model has 32 positions\n")
 
 

@@ -6,7 +6,7 @@ import shlex
 import earlier
 import numpy as np
 import pytest
-from commands import checkpoints, records, sconce, write_corpus
+from commands import checkpoints, records, sconce, sconce_here, write_corpus
 from safetensors.numpy import load_file
 from tiny import INSTALLED
 
@@ -36,21 +36,21 @@ def test_an_imported_run_generates_and_trains_on(imported, backend):
     assert "with moments, at step 7" in said
     write_corpus(root / "corpus.txt", lines=200)
     generate, train = (shlex.split(line)[1:] for line in said.splitlines()[-2:])
-    done = sconce(*generate, "--max-tokens", 5, "--backend", backend, cwd=root)
+    done = sconce_here(*generate, "--max-tokens", 5, "--backend", backend, cwd=root)
     assert done.returncode == 0, done.stderr
-    done = sconce(*train, "--backend", backend, "--stop-at", 9, cwd=root)
+    done = sconce_here(*train, "--backend", backend, "--stop-at", 9, cwd=root)
     assert done.returncode == 0, done.stderr
     assert checkpoints(root / "run")[-1] == "step-00000009"
     for step, remarked in ((7, True), (8, False)):  # also after the imported checkpoint itself is gone
-        shown = sconce("data", "show", "run", "--step", step, cwd=root)
+        shown = sconce_here("data", "show", "run", "--step", step, cwd=root)
         assert ("steps 1 to 7 were done before the import" in shown.stdout) == remarked
-    done = sconce(*train, "--backend", backend, cwd=root)
+    done = sconce_here(*train, "--backend", backend, cwd=root)
     assert done.returncode == 0, done.stderr
     assert checkpoints(root / "run")[-1] == "step-00000012"
     assert np.isfinite([record["loss"] for record in records(root / "run") if "loss" in record]).all()
     write_corpus(root / "corpus.txt", lines=100)
     (root / "run" / "data").rename(root / "gone")
-    done = sconce(*train, "--backend", backend, cwd=root)
+    done = sconce_here(*train, "--backend", backend, cwd=root)
     assert done.returncode == 2
     assert "not the tokens this run was trained on" in done.stderr  # from the first save on the text is its own
 
@@ -61,11 +61,11 @@ def test_bare_weights_begin_a_run_at_step_0(tmp_path):
     earlier.write_tokenizer(tmp_path / "tokenizer.json")
     write_corpus(tmp_path / "corpus.txt", lines=200)
     options = ("--tokenizer", "tokenizer.json", "--heads", 2, "--max-position-embeddings", 32, "--out", "run")
-    done = sconce("import", "model.safetensors", *options, cwd=tmp_path)
+    done = sconce_here("import", "model.safetensors", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "without moments, at step 0" in done.stdout
     train = shlex.split(done.stdout.splitlines()[-1])[1:]
-    done = sconce(*train, "--backend", INSTALLED[0], "--stop-at", 2, cwd=tmp_path)
+    done = sconce_here(*train, "--backend", INSTALLED[0], "--stop-at", 2, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "resuming from step-00000000, which was imported" in done.stdout
     assert "no checkpoint" not in done.stdout
@@ -74,7 +74,7 @@ def test_bare_weights_begin_a_run_at_step_0(tmp_path):
 
 def test_the_text_has_to_be_named_to_train_on(imported):
     root, _ = imported
-    done = sconce("train", "--config", "run/training.toml", "--run-dir", "run", "--resume", cwd=root)
+    done = sconce_here("train", "--config", "run/training.toml", "--run-dir", "run", "--resume", cwd=root)
     assert done.returncode == 2
     assert "data.train_shards: missing" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -88,7 +88,7 @@ def test_bad_input_is_one_line(imported):
         (["old", "--heads", "3", "--out", "new"], "3 heads do not divide"),
         (["nowhere", "--heads", "2", "--out", "new"], "nowhere: no such file or folder"),
     ):
-        done = sconce("import", *more, "--tokenizer", "tokenizer.json", cwd=root)
+        done = sconce_here("import", *more, "--tokenizer", "tokenizer.json", cwd=root)
         assert done.returncode == 2
         assert done.stderr.startswith("sconce: ")
         assert says in done.stderr
@@ -98,7 +98,7 @@ def test_bad_input_is_one_line(imported):
 
 def test_export_copies_what_others_load_and_refuses_another_class(imported):
     root, _ = imported
-    done = sconce("export", "run", "--out", "model", cwd=root)
+    done = sconce_here("export", "run", "--out", "model", cwd=root)
     assert done.returncode == 0, done.stderr
     assert "as arcee" in done.stdout
     folder = root / "run" / "checkpoints" / "step-00000007"
@@ -113,7 +113,7 @@ def test_export_copies_what_others_load_and_refuses_another_class(imported):
         (["--out", "model"], "model: already exists"),
         (["--out", "other", "--as", "llama"], "llama: its MLP is gated, this model's is plain; arcee computes it"),
     ):
-        done = sconce("export", "run", *more, cwd=root)
+        done = sconce_here("export", "run", *more, cwd=root)
         assert done.returncode == 2
         assert says in done.stderr
         assert len(done.stderr.splitlines()) == 1
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_is_not_exported(imported):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    done = sconce("export", "run", "--out", "model", cwd=root)
+    done = sconce_here("export", "run", "--out", "model", cwd=root)
     assert done.returncode == 2
     assert "its content changed since it was written" in done.stderr
     assert not (root / "model").exists()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import checkpoints, overrides, records, sconce, start, weights, write_corpus
+from commands import checkpoints, overrides, records, sconce, sconce_here, start, weights, write_corpus
 from safetensors.numpy import load_file
 from tiny import INSTALLED
 
@@ -91,7 +91,7 @@ def test_tensorboard_reads_its_files(run):
 def test_again_it_is_finished_and_recomputes_nothing(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")}
     shards = (run / "data/train-00000.bin").stat()
-    done = sconce("orchestrate", "--run-dir", run, "--backend", "cpu", *overrides())
+    done = sconce_here("orchestrate", "--run-dir", run, "--backend", "cpu", *overrides())
     assert done.returncode == 0, done.stderr
     assert "nothing left to do" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*.safetensors")} == before
@@ -124,7 +124,7 @@ def test_evaluation_equals_a_count_by_hand(run):
 
 
 def test_train_takes_the_written_config_as_it_is(run, tmp_path):
-    done = sconce(
+    done = sconce_here(
         "train", "--config", run / "training.toml", "--run-dir", tmp_path / "again", "--backend", "cpu", *overrides()
     )
     assert done.returncode == 0, done.stderr
@@ -143,11 +143,11 @@ def test_stop_at_saves_and_the_schedule_keeps_its_horizon(run, tmp_path):
         "--resume",
         *overrides(),
     )
-    first = sconce(*command, "--stop-at", 13)
+    first = sconce_here(*command, "--stop-at", 13)
     assert first.returncode == 0, first.stderr
     assert "stopped at step 13 of 30" in first.stdout
     assert checkpoints(tmp_path / "parts")[-1] == "step-00000013"
-    assert sconce(*command).returncode == 0
+    assert sconce_here(*command).returncode == 0
     assert weights(tmp_path / "parts", 30) == weights(run, 30)
     assert [line["lr"] for line in records(tmp_path / "parts") if "lr" in line] == [
         line["lr"] for line in records(run) if "lr" in line
@@ -178,7 +178,7 @@ def test_a_stop_signal_finishes_the_step_saves_and_says_how_to_go_on(run, tmp_pa
     assert len(kept) >= 1
     step = int(kept[-1].removeprefix("step-"))
     assert f"stopped at step {step} of 3000" in out
-    assert sconce(*command, "--resume", "--stop-at", step + 1).returncode == 0
+    assert sconce_here(*command, "--resume", "--stop-at", step + 1).returncode == 0
 
 
 def test_a_signal_during_the_last_save_does_not_lose_it(run, tmp_path):
@@ -206,7 +206,7 @@ def test_a_signal_during_the_last_save_does_not_lose_it(run, tmp_path):
     "override", ["scheduler.strategy=constant", "optimizer.learning_rate=5e-5", "model.num_attention_heads=4"]
 )
 def test_the_preset_follows_an_override(tmp_path, override):
-    done = sconce(
+    done = sconce_here(
         "orchestrate",
         "--run-dir",
         tmp_path / "run",
@@ -239,14 +239,14 @@ def test_resumed_metrics_have_every_step_once(run, tmp_path):
         assert line, process.stderr.read()
     process.kill()
     process.communicate()
-    done = sconce(*command, "--resume", "--stop-at", 40)
+    done = sconce_here(*command, "--resume", "--stop-at", 40)
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in records(tmp_path / "parts") if "loss" in line] == list(range(1, 41))
 
 
 @pytest.mark.parametrize("flag", ["--quiet", "--json"])
 def test_other_forms_of_output(run, tmp_path, flag):
-    done = sconce(
+    done = sconce_here(
         "train",
         "--config",
         run / "training.toml",
@@ -271,7 +271,7 @@ def test_other_forms_of_output(run, tmp_path, flag):
 
 def test_a_run_folder_can_move(run, tmp_path):
     moved = Path(shutil.copytree(run, tmp_path / "elsewhere" / "run"))
-    done = sconce(
+    done = sconce_here(
         "train",
         "--config",
         moved / "training.toml",
@@ -289,8 +289,8 @@ def test_a_run_folder_can_move(run, tmp_path):
 @pytest.mark.skipif(len(INSTALLED) < 2, reason="needs both mlx and torch")
 def test_a_run_goes_on_in_the_other_backend(run, tmp_path):
     command = ("train", "--config", run / "training.toml", "--run-dir", tmp_path / "moves", "--resume", *overrides())
-    assert sconce(*command, "--backend", "mlx", "--stop-at", 15).returncode == 0
-    done = sconce(*command, "--backend", "cpu")
+    assert sconce_here(*command, "--backend", "mlx", "--stop-at", 15).returncode == 0
+    done = sconce_here(*command, "--backend", "cpu")
     assert done.returncode == 0, done.stderr
     assert "written by mlx" in done.stdout
     whole = load_file(run / "checkpoints/step-00000030/model.safetensors")
@@ -300,7 +300,7 @@ def test_a_run_goes_on_in_the_other_backend(run, tmp_path):
 
 
 def test_default_corpus_is_pythons_own_reference(tmp_path):
-    done = sconce(
+    done = sconce_here(
         "orchestrate",
         "--run-dir",
         tmp_path / "run",
@@ -317,7 +317,7 @@ def test_default_corpus_is_pythons_own_reference(tmp_path):
 
 def test_generate_is_deterministic_and_continues_the_prompt(run):
     one, two = (
-        sconce("generate", run, "--prompt", "The quick", "--max-tokens", 10, "--seed", 3, "--backend", "cpu")
+        sconce_here("generate", run, "--prompt", "The quick", "--max-tokens", 10, "--seed", 3, "--backend", "cpu")
         for _ in range(2)
     )
     assert one.returncode == 0, one.stderr

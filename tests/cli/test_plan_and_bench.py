@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from commands import checkpoints, overrides, records, sconce, write_corpus
+from commands import checkpoints, overrides, records, sconce, sconce_here, write_corpus
 from tiny import INSTALLED
 
 LLAMA_1B = """
@@ -47,7 +47,7 @@ def llama(tmp_path_factory):
 
 
 def plan(config, *options):
-    done = sconce("plan", "--config", config, "--json", *options)
+    done = sconce_here("plan", "--config", config, "--json", *options)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -80,7 +80,7 @@ def test_less_memory_means_smaller_micro_batches_and_then_recomputing(llama):
 
 
 def test_the_text_says_what_it_assumes(llama):
-    done = sconce("plan", "--config", llama, "--device", "m3-max-64")
+    done = sconce_here("plan", "--config", llama, "--device", "m3-max-64")
     assert done.returncode == 0, done.stderr
     for part in (
         "assuming 30% MFU",
@@ -92,8 +92,26 @@ def test_the_text_says_what_it_assumes(llama):
         assert part in done.stdout
 
 
+def test_it_lists_the_stages_and_plans_for_the_longest(llama):
+    stages = 'data.stages=[{"from_step": 100, "batch_size": 128}, {"from_step": 200, "sequence_length": 4096}]'
+    options = ("--device", "h100", "--override", "data.sequence_length=1024", "--override", stages)
+    made = plan(llama, *options)
+    assert [(stage["first_step"], stage["batch_size"], stage["seq_len"]) for stage in made["stages"]] == [
+        (0, 64, 1024),
+        (100, 128, 1024),
+        (200, 128, 4096),
+    ]
+    assert made["total_tokens"] == 100 * 64 * 1024 + 100 * 128 * 1024 + 800 * 128 * 4096
+    whole = plan(llama, "--device", "h100", "--override", "data.batch_size=128")
+    assert made["chosen"]["memory"] == whole["chosen"]["memory"]
+    lines = sconce_here("plan", "--config", llama, *options).stdout.splitlines()
+    assert any("64 rows of 1024; 128 rows of 1024 from step 101; 128 rows of 4096 from step 201" in x for x in lines)
+    alone = sconce_here("plan", "--config", llama, "--device", "h100").stdout
+    assert not [line for line in alone.splitlines() if line.startswith("stages")]
+
+
 def test_an_unknown_device_is_one_line(llama):
-    done = sconce("plan", "--config", llama, "--device", "h1000")
+    done = sconce_here("plan", "--config", llama, "--device", "h1000")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "h100" in done.stderr
@@ -101,7 +119,7 @@ def test_an_unknown_device_is_one_line(llama):
 
 def test_a_vocabulary_that_is_not_known_yet(llama, tmp_path):
     (tmp_path / "open.toml").write_text(LLAMA_1B.replace("vocab_size = 128256\n", ""))
-    done = sconce("plan", "--config", tmp_path / "open.toml", "--device", "h100")
+    done = sconce_here("plan", "--config", tmp_path / "open.toml", "--device", "h100")
     assert done.returncode == 2
     assert "model.vocab_size" in done.stderr
 
@@ -121,7 +139,7 @@ def test_training_does_what_plan_says(run):
 @pytest.mark.parametrize("backend", INSTALLED)
 def test_bench_times_every_phase_and_leaves_nothing(run, backend):
     before = sorted(path for path in run.rglob("*"))
-    done = sconce("bench", "--config", run / "training.toml", "--backend", backend, "--steps", 5, "--json")
+    done = sconce_here("bench", "--config", run / "training.toml", "--backend", backend, "--steps", 5, "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["tokens_per_step"] == 4 * 32

@@ -21,7 +21,7 @@ SEQ, ROWS, STEP = 24, 40, 3
 TOKENS = np.random.default_rng(0).integers(0, SPEC.vocab_size, SEQ * ROWS + 1).astype(np.int32)
 STORE = SimpleNamespace(
     num_tokens=len(TOKENS),
-    read_into=lambda start, tokens: np.copyto(tokens, TOKENS[start : start + len(tokens)]),
+    read_rows=lambda starts, count: TOKENS[starts[:, None] + np.arange(count)],
 )
 PAIRS = [(here, there) for here in INSTALLED for there in INSTALLED]
 

@@ -1,6 +1,7 @@
 """A device that is too small: smaller micro-batches, the same update, and nothing lost where even one is too large."""
 
 import json
+import re
 
 import pytest
 from commands import SMALL, checkpoints, records, weights, write_corpus
@@ -134,6 +135,18 @@ def test_one_sequence_too_many_saves_and_says_what_to_change(prepared, tmp_path,
     monkeypatch.undo()
     train(prepared, tmp_path / "a", backend, "runtime.activation_checkpointing=block", resume=True)
     assert checkpoints(tmp_path / "a")[-1] == "step-00000008"
+
+
+def test_rows_that_grew_in_a_stage_are_what_to_change(prepared, tmp_path, backend, monkeypatch):
+    stages = ("data.sequence_length=16", 'data.stages=[{"from_step": 4, "sequence_length": 32}]')
+    for from_step, advice in (
+        (2, "begin a run with a shorter data.sequence_length or"),
+        (5, "begin a run with shorter rows in data.stages (32 long from step 5 on) or"),
+    ):
+        with monkeypatch.context() as patch:
+            limit_memory(patch, backend, largest=0, from_step=from_step)
+            with pytest.raises(OutOfMemoryError, match=re.escape(advice)):
+                train(prepared, tmp_path / str(from_step), backend, *stages, resume=False)
 
 
 def test_a_half_applied_update_is_not_saved(prepared, tmp_path, backend, monkeypatch):

@@ -1,9 +1,10 @@
-"""Building token shards: any number of processes, kills, the fast encoder, a full disk. The bytes are the same."""
+"""Building token shards: any number of threads, kills, the fast encoder, a full disk. The bytes are the same."""
 
 import errno
 import json
 import os
 import sys
+import threading
 from dataclasses import dataclass
 from pydoc_data import topics
 
@@ -55,7 +56,6 @@ def corpus(tmp_path, monkeypatch):
     """Three files that make dozens of batches, shards and commits."""
     monkeypatch.setattr(building, "_BATCH_BYTES", 1000)
     monkeypatch.setattr(building, "_COMMIT_BYTES", 4000)
-    monkeypatch.setattr(building, "_POOL_BYTES", 0)
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text("".join(f"{name}: line {n}, héllo {n * n}\n" for n in range(700)))
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"text": f"record {n}\n" * 5}) + "\n" for n in range(200)))
@@ -70,26 +70,29 @@ def build(corpus, folder, tokenizer=None, **options):
     return prepare(corpus, tokenizer or Bytes(), folder, shard_tokens=5000, **options)
 
 
-def test_any_number_of_processes_gives_the_same_bytes(corpus, tmp_path):
+def test_any_number_of_threads_gives_the_same_bytes(corpus, tmp_path):
     build(corpus, tmp_path / "one")
-    build(corpus, tmp_path / "three", engine=Engine(3, FastBytes()))
-    assert content(tmp_path / "one") == content(tmp_path / "three")
+    for workers, fast in ((2, None), (3, FastBytes())):
+        build(corpus, tmp_path / str(workers), engine=Engine(workers, fast))
+        assert content(tmp_path / "one") == content(tmp_path / str(workers))
     assert len(content(tmp_path / "one")) > 20
 
 
 @dataclass
-class Dying(Bytes):
-    """A tokenizer that takes its process with it at a certain text."""
+class Failing(Bytes):
+    """A tokenizer that fails at a certain text."""
 
     def encode_batch(self, texts):
         if any("c: line 300" in text for text in texts):
-            os._exit(9)
+            raise MemoryError("at line 300")
         return super().encode_batch(texts)
 
 
-def test_a_process_that_dies_is_one_line_and_can_be_gone_on_from(corpus, tmp_path):
-    with pytest.raises(DataError, match=r"a tokenising process died.* the same command goes on"):
-        build(corpus, tmp_path / "tokens", Dying(), engine=Engine(2))
+def test_a_thread_that_fails_ends_the_build_which_can_be_gone_on_from(corpus, tmp_path):
+    before = threading.active_count()
+    with pytest.raises(MemoryError, match="at line 300"):
+        build(corpus, tmp_path / "tokens", Failing(), engine=Engine(2))
+    assert threading.active_count() == before
     said = []
     build(corpus, tmp_path / "tokens", Bytes(), engine=Engine(2), say=said.append)
     assert "going on" in said[0]
