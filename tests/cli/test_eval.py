@@ -63,7 +63,7 @@ def test_what_is_held_out_is_scored_by_source(tmp_path):
         "scheduler": {"total_steps": 2},
     }
     measured = library.train(config, run_dir=run, backend=BACKEND).evaluation
-    *sources, total = map(json.loads, sconce("eval", run, "--backend", BACKEND, "--json").stdout.splitlines())
+    *sources, total = map(json.loads, sconce_here("eval", run, "--backend", BACKEND, "--json").stdout.splitlines())
     assert [one["source"] for one in sources] == [f"held-out: {path}" for path in paths]
     assert total["source"] == "all"
     assert total["tokens"] == sum(one["tokens"] for one in sources) == measured.tokens - 1
@@ -76,7 +76,7 @@ def test_what_is_held_out_is_scored_by_source(tmp_path):
         ]
         (tmp_path / "own.txt").write_text("".join(f"{line}\n" for line in documents))
         asked = ("--text", tmp_path / "own.txt", "--document", "line", "--backend", BACKEND, "--json")
-        (own,) = map(json.loads, sconce("eval", run, *asked).stdout.splitlines())
+        (own,) = map(json.loads, sconce_here("eval", run, *asked).stdout.splitlines())
         assert {**own, "source": ""} == {**one, "source": ""}
     kept = json.loads(next((run / "evaluations").glob("*.json")).read_text())["results"]
     assert {"held-out", *(one["source"] for one in sources)} <= {result["name"] for result in kept}
