@@ -48,14 +48,19 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     fsync_folder(path.parent)
 
 
+def check_free(path: Path) -> None:
+    """Raise SconceError if something is at `path`, other than an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise SconceError(f"{path}: already exists: choose another --out")
+
+
 @contextmanager
 def new_folder(path: Path) -> Generator[Path]:
     """A folder to fill, which becomes `path` when the block ends well, and is gone when it does not.
 
     Raises SconceError if something is at `path` already, other than an empty folder.
     """
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise SconceError(f"{path}: already exists: choose another --out")
+    check_free(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     absolute = path.parent.resolve() / path.name
     temporary = absolute.with_name(f".{absolute.name}.tmp-{os.getpid()}")

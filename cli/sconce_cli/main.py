@@ -20,6 +20,8 @@ from sconce_cli import (
     import_,
     orchestrate,
     plan,
+    pull,
+    push,
     report,
     serve,
     tokenizer,
@@ -45,6 +47,8 @@ app.command()(report.report)
 app.command()(doctor.doctor)
 app.command("import")(import_.import_)
 app.command()(export.export)
+app.command()(push.push)
+app.command()(pull.pull)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(config.app, name="config")
 app.add_typer(checkpoint.app, name="checkpoint")

@@ -16,7 +16,8 @@ from typing import Literal
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
-from sconce.checkpoint.load import load_folder
+from sconce.checkpoint.load import LoadedCheckpoint, load_folder
+from sconce.checkpoint.record import Checkpoint
 from sconce.errors import CheckpointError
 from sconce.files import write_json
 from sconce.typed import checked
@@ -68,7 +69,7 @@ def keep_results(checkpoint: Path, results: Sequence[Result]) -> Path | None:
     if path is None:
         return None
     record = load_folder(checkpoint, verify=False).record
-    hashes = {name: file.sha256 for name, file in record.files.items() if name.startswith("model")}
+    hashes = _model_hashes(record)
     before = read_results(path) if path.exists() else None
     same = before is not None and before.model_sha256 == hashes  # else they are another model's, of the same step
     new = [_identity(result) for result in results]
@@ -91,6 +92,22 @@ def read_results(path: Path) -> Evaluated:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a file of evaluation results ({error}): move it away") from None
     return Evaluated(file["checkpoint"], file["step"], file["model_sha256"], file["results"])
+
+
+def results_of(checkpoint: LoadedCheckpoint) -> Sequence[Result]:
+    """The results of this very checkpoint, none of another model of the same step.
+
+    Raises CheckpointError when what lies where they are kept is not a file of results.
+    """
+    path = results_file(checkpoint.path)
+    if path is None or not path.exists():
+        return ()
+    found = read_results(path)
+    return found.results if found.model_sha256 == _model_hashes(checkpoint.record) else ()
+
+
+def _model_hashes(record: Checkpoint) -> dict[str, str]:
+    return {name: file.sha256 for name, file in record.files.items() if name.startswith("model")}
 
 
 def results_of_run(run: Path) -> list[Path]:

@@ -88,17 +88,17 @@ def config_from(
     return config
 
 
-def config_from_resolved(table: Table, source: str) -> RunConfig:
+def config_from_resolved(table: Table, source: str, *, may_lack: Collection[str] = ()) -> RunConfig:
     """The config that `to_json` made a table of: there a key at its default does not count as given.
 
-    Raises ConfigError where it has been edited into one that cannot be used.
+    `may_lack` is as in `config_from`. Raises ConfigError where it has been edited into one that cannot be used.
     """
     defaults = {key: field.get_default(call_default_factory=True) for key, field in fields().items()}
     given = copy.deepcopy(table)
     for key, value in flat(table):
         if key in defaults and value == defaults[key]:
             _remove(given, key.split("."))
-    return config_from(given, source)
+    return config_from(given, source, may_lack=may_lack)
 
 
 def _validate(table: Table, place: Callable[[str], str]) -> tuple[RunConfig, list[Fault]]:

@@ -165,22 +165,30 @@ def model_files(
     ids = _token_ids(bos_id, eos_id, pad_id)
     native: dict[str, object] = {"architectures": [], "model_type": NATIVE, **asdict(spec), **ids}
     special = {"bos_token": bos_id, "eos_token": eos_id, "pad_token": pad_id}
-    tokenizer_config: dict[str, object] = {
+    of_tokenizer = {
+        **tokenizer_config(tokenizer_json, special, chat_template),
+        "model_max_length": spec.max_position_embeddings,
+    }
+    return {
+        "config.json": json_bytes(hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or native),
+        "generation_config.json": json_bytes(ids),
+        "tokenizer.json": tokenizer_json,
+        "tokenizer_config.json": json_bytes(of_tokenizer),
+    }
+
+
+def tokenizer_config(
+    tokenizer_json: bytes, special: Mapping[str, int | None], chat_template: str | None
+) -> dict[str, object]:
+    """tokenizer_config.json's table, but for the model's length; `special` are ids such as eos_token's."""
+    table: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **_token_texts(tokenizer_json, special),
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": spec.max_position_embeddings,
     }
-    if chat_template is not None:
-        tokenizer_config["chat_template"] = chat_template
-    return {
-        "config.json": json_bytes(hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or native),
-        "generation_config.json": json_bytes(ids),
-        "tokenizer.json": tokenizer_json,
-        "tokenizer_config.json": json_bytes(tokenizer_config),
-    }
+    return table if chat_template is None else {**table, "chat_template": chat_template}
 
 
 def architecture(model_type: str) -> str | None:

@@ -32,7 +32,7 @@ from sconce.interop.gguf_file import GGUFModel, write_gguf
 from sconce.interop.hf import class_for, json_bytes, mlx_lm_refusals, spec_from_config
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import load_tokenizer
-from sconce.training.model_card import CardOptions, model_card
+from sconce.training.model_card import CardOptions, model_card, usage_with_transformers
 
 Target = Literal["hf", "mlx-lm", "gguf"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -216,15 +216,7 @@ def _card_options(job: ExportJob, folder: Path) -> CardOptions:
     if job.to == "mlx-lm":
         usage = f'```\nmlx_lm.generate --model {name} --prompt "Once"\n```'
         return CardOptions(name=name, usage=usage, library="mlx", license=job.license)
-    usage = f"""```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-model = AutoModelForCausalLM.from_pretrained("{name}")
-inputs = tokenizer("Once", return_tensors="pt")
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
-```"""
-    return CardOptions(name=name, usage=usage, license=job.license)
+    return CardOptions(name=name, usage=usage_with_transformers(name), license=job.license)
 
 
 def _fsync(path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sconce.checkpoint.evaluations import Result, read_results, results_file
+from sconce.checkpoint.evaluations import Result, results_of
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.stream import RUN
 from sconce.config.read import flat
@@ -47,35 +47,54 @@ class CardOptions:
     license: str | None = None
 
 
+def usage_with_transformers(name: str) -> str:
+    """How transformers loads it, by its folder's or repository's name."""
+    return f"""```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+model = AutoModelForCausalLM.from_pretrained("{name}")
+inputs = tokenizer("Once", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```"""
+
+
 def model_card(checkpoint: LoadedCheckpoint, options: CardOptions) -> dict[str, bytes]:
     """README.md, and loss.png where the run's metrics are still beside the checkpoint, by name.
 
     Raises CheckpointError when the license is no identifier.
     """
-    if options.license is not None and _LICENSE.fullmatch(options.license) is None:
-        raise CheckpointError(
-            f"--license {options.license!r}: expected an identifier such as apache-2.0, mit, cc-by-4.0 or other"
-        )
-    records = _records(checkpoint)
+    check_license(options.license)
+    records = run_records(checkpoint)
     curve = _curve(records)
     parts = [
-        _front_matter(options),
+        front_matter(options.library, options.license, "pipeline_tag: text-generation"),
         f"# {options.name}\n\n{_summary(checkpoint)}",
         f"## Use\n\n{options.usage.strip()}",
         "## Architecture\n\n" + _table(("", ""), _architecture(checkpoint)),
         "## Training\n\n" + _table(("", ""), _training(checkpoint)),
+        *_evaluations(records),
         *_losses(records, bool(curve)),
         *_scores(checkpoint),
     ]
     return {README: ("\n\n".join(part.rstrip() for part in parts) + "\n").encode(), **curve}
 
 
-def _front_matter(options: CardOptions) -> str:
+def check_license(license_: str | None) -> None:
+    """Raise CheckpointError for one that is no identifier; None is none."""
+    if license_ is not None and _LICENSE.fullmatch(license_) is None:
+        raise CheckpointError(
+            f"--license {license_!r}: expected an identifier such as apache-2.0, mit, cc-by-4.0 or other"
+        )
+
+
+def front_matter(library: str, license_: str | None, *others: str) -> str:
+    """What the hub reads of a card: YAML between two lines of dashes; `others` are lines of it."""
     lines = [
         "---",
-        *([] if options.license is None else [f"license: {options.license}"]),
-        f"library_name: {options.library}",
-        "pipeline_tag: text-generation",
+        *([] if license_ is None else [f"license: {license_}"]),
+        f"library_name: {library}",
+        *others,
         "tags:",
         "- sconce",
         "---",
@@ -124,13 +143,17 @@ def _training(checkpoint: LoadedCheckpoint) -> Iterator[Row]:
     yield "software", ", ".join(f"{name} {version}" for name, version in record.versions.items())
 
 
-def _losses(records: Records, has_curve: bool) -> Iterator[str]:
+def _evaluations(records: Records) -> Iterator[str]:
+    """What the run measured last on the way."""
     evaluations = [record for record in records if "eval_loss" in record]
     if evaluations:
         last = evaluations[-1]
         names = {"eval_loss": "loss (nats a token)", "perplexity": "perplexity", "bits_per_byte": "bits a byte"}
         rows: list[Row] = [(name, f"{last[key]:.4f}") for key, name in names.items() if key in last]
         yield f"## Evaluation\n\nOn held-out text, at step {int(last['step']):,}.\n\n" + _table(("", ""), rows)
+
+
+def _losses(records: Records, has_curve: bool) -> Iterator[str]:
     losses = [record for record in records if "loss" in record]
     if losses:
         picture = f"![Training and held-out loss over steps]({CURVE})\n\n" if has_curve else ""
@@ -142,16 +165,9 @@ def _losses(records: Records, has_curve: bool) -> Iterator[str]:
 
 def _scores(checkpoint: LoadedCheckpoint) -> Iterator[str]:
     """What evaluations found of exactly these weights, if any were kept beside the checkpoint."""
-    path = results_file(checkpoint.path)
-    if path is None or not path.exists():
-        return
-    kept, files = read_results(path), checkpoint.record.files
-    if kept.results and all(
-        name in files and files[name].sha256 == sha256 for name, sha256 in kept.model_sha256.items()
-    ):
-        rows = [
-            (f"{_public_name(one)} ({_in_words(one['settings'])})", _in_words(one["figures"])) for one in kept.results
-        ]
+    results = results_of(checkpoint)
+    if results:
+        rows = [(f"{_public_name(one)} ({_in_words(one['settings'])})", _in_words(one["figures"])) for one in results]
         yield "## Scores\n\nOf these weights, by `sconce eval`.\n\n" + _table(("", ""), rows)
 
 
@@ -168,15 +184,19 @@ def _in_words(values: Mapping[str, object]) -> str:
 
 def _table(head: tuple[str, str], rows: Iterator[Row] | Sequence[Row]) -> str:
     lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
-    lines += [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows]
+    lines += [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows]
     return "\n".join(lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
 
 
 def _spec(checkpoint: LoadedCheckpoint) -> ModelSpec:
     return spec_from_config(checkpoint.table("config.json"))
 
 
-def _records(checkpoint: LoadedCheckpoint) -> list[dict[str, float]]:
+def run_records(checkpoint: LoadedCheckpoint) -> list[dict[str, float]]:
     """The run's figures up to this checkpoint, none where it is no longer in its run's folder."""
     folder = checkpoint.path.resolve().parent
     if folder.name != "checkpoints":

@@ -5,7 +5,8 @@ import json
 import pytest
 from small_run import write_run
 
-from sconce.checkpoint.evaluations import keep_results, read_results, results_of_run
+from sconce.checkpoint.evaluations import keep_results, read_results, results_of, results_of_run
+from sconce.checkpoint.load import open_checkpoint
 from sconce.errors import CheckpointError
 
 
@@ -42,6 +43,15 @@ def test_results_outlive_their_checkpoint_but_not_its_replacement(run, tmp_path)
     (tmp_path / "other/checkpoints/step-00000001").rename(checkpoint)
     keep_results(checkpoint, [result("book.txt")])
     assert [one["name"] for one in read_results(path).results] == ["book.txt"]
+
+
+def test_the_results_of_a_checkpoint_are_not_those_of_another_model(run, tmp_path):
+    checkpoint = run / "checkpoints/step-00000001"
+    keep_results(checkpoint, [result()])
+    assert [one["name"] for one in results_of(open_checkpoint(run))] == ["held-out"]
+    checkpoint.rename(tmp_path / "gone")
+    (write_run(tmp_path / "other", scale=2.0) / "checkpoints/step-00000001").rename(checkpoint)
+    assert results_of(open_checkpoint(run)) == ()
 
 
 def test_a_checkpoint_outside_a_run_keeps_nothing(run, tmp_path):

@@ -1,0 +1,45 @@
+"""`sconce pull`: a run, a model or a tokenizer from the Hugging Face hub."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository of the hub.")],
+    out: Annotated[Path, typer.Option("--out", help="Run folder to make; a tokenizer's, if that is all there is.")],
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="REV", help="Branch, tag or commit. Default: the main branch.")
+    ] = None,
+    tokenizer_only: Annotated[bool, typer.Option("--tokenizer-only", help="Only the tokenizer.")] = False,
+) -> None:
+    """Make a run folder of a repository: what `sconce push` sent goes on, another's model is imported."""
+    from sconce.files import readable_size
+    from sconce.hub.connection import Hub
+    from sconce.hub.pull import PullJob
+    from sconce.hub.pull import pull as pull_repo
+
+    done = pull_repo(PullJob(repo=repo, out=out, revision=revision, tokenizer_only=tokenizer_only), Hub(repo))
+    typer.echo(f"pulled {repo} at commit {done.commit}")
+    typer.echo(f"  {done.files} files, {readable_size(done.bytes)}, each with the hash it was pushed with")
+    if done.kind == "model":
+        typer.echo("  no state to train on from: imported as a model, at step 0, with moments from zero")
+    typer.echo(f"  to {done.place}" + (f", step {done.step:,}" if done.kind == "checkpoint" else ""))
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+    if done.kind != "tokenizer":
+        _next(out, done.step, done.total_steps, done.text_is_here)
+
+
+def _next(out: Path, step: int, total_steps: int | None, text_is_here: bool) -> None:
+    import shlex
+
+    from sconce.interop.earlier_config import MORE_STEPS
+    from sconce_cli.summary import program, train_command
+
+    overrides = [] if text_is_here else ['data.train_shards=["corpus.txt"]']
+    if total_steps is not None and step >= total_steps:
+        overrides.append(f"scheduler.total_steps={step + MORE_STEPS}")
+    typer.echo(f'\nnext:\n  {shlex.quote(program())} generate {shlex.quote(str(out))} --prompt "Once"')
+    typer.echo(f"  {train_command(out / 'training.toml', out, 'auto', overrides)}")
