@@ -4,7 +4,7 @@
 <ORCHESTRATE_TRAIN_ROOT>/NAME       text to learn from
 <ORCHESTRATE_VAL_ROOT>/NAME         held-out text, if there is any
 <ORCHESTRATE_TOKENIZER_ROOT>/NAME   the tokenizer, shared with later runs of this name
-<ORCHESTRATE_CACHE_ROOT>/NAME       token shards
+<ORCHESTRATE_CACHE_ROOT>/NAME       token shards, or the windows of a stream
 <ORCHESTRATE_HF_CACHE_ROOT>         what comes from the Hugging Face hub
 """
 
@@ -18,12 +18,14 @@ from pathlib import Path
 from sconce.backend import Backend, Hardware, load_backend, state_names
 from sconce.config import RunConfig
 from sconce.data.corpus import Corpus
-from sconce.data.discover import exists, find_files
+from sconce.data.discover import exists
+from sconce.data.sources import list_sources
 from sconce.data.text_shards import Existing, TextOptions, are_shards_of, has_text_shards, shard_text
 from sconce.errors import BackendError, ConfigError, DataError
 from sconce.files import readable_size
+from sconce.hub_address import is_hub
 from sconce.log import phase
-from sconce.orchestrate import LocalJob, planned_vocab_size, resolve_job, run_job
+from sconce.orchestrate import LocalJob, is_streamed, planned_vocab_size, resolve_job, run_job
 from sconce.planning.devices import of_backend
 from sconce.pod import pod_facts
 from sconce.training.loop import Outcome
@@ -31,6 +33,7 @@ from sconce.training.metrics import Reporter
 from sconce.training.plan import Plan, plan_run
 from sconce.training.recipe import make_optim
 from sconce.training.run import RunFolder
+from sconce.training.stream import stream_root
 from sconce.training.tokens import Say
 
 SHARD_LINES = 1_000_000  # documents in a file of text
@@ -107,6 +110,8 @@ def orchestrate_cloud(job: CloudJob, *, hardware: Hardware, reporter: Reporter) 
     Raises what `check_job` and `orchestrate_local` raise, and DataError when the text is not what it was.
     """
     places = find_places(job.name)
+    if is_streamed(job.local) or any(map(is_hub, (*job.local.inputs, *job.local.validation))):
+        set_up_hub(places.hub)  # checking the job already reads there
     for line in check_job(job, places, hardware):
         reporter.say(line)
     set_up_hub(places.hub)
@@ -151,8 +156,10 @@ def _check_root(variable: str, root: Path) -> None:
 
 
 def as_local(job: CloudJob, places: Places) -> LocalJob:
-    """The job with its text where an earlier call has put it, else as typed."""
+    """The job with its text where an earlier call has put it, else as typed, as a stream always is."""
     local, begun = job.local, _begun(places)
+    if is_streamed(local):
+        return replace(_settled(local, places, local.inputs, local.validation), shards=local.shards)
     placed = (places.train,) if _holds_text(places.train) else ()
     held_out = (places.validation,) if _holds_text(places.validation) else ()
     if not (local.inputs or placed or begun):
@@ -179,7 +186,7 @@ def _begun(places: Places) -> bool:
 
 
 def _gone(paths: Sequence[Path]) -> bool:
-    return not all(exists(path) for path in paths)
+    return not all(is_hub(path) or exists(path) for path in paths)
 
 
 def _is_inside(paths: Sequence[Path], folder: Path) -> bool:
@@ -220,12 +227,15 @@ def _check_disk(local: LocalJob, plan: Plan, config: RunConfig, places: Places) 
     """A line for each disk. Raises DataError when one is too small for what is yet to be written."""
     checkpoint = 4 * sum(_size(shape) for _, shape in state_names(plan.spec, make_optim(config)))
     kept = config.runtime.checkpoint.max_keep + 2  # the best one, and one being written
-    text = 0 if _begun(places) else _text_bytes((*local.inputs, *local.validation))
+    streamed = config.data.streaming
+    text = 0 if _begun(places) or streamed else _text_bytes((*local.inputs, *local.validation))
     copied = 0 if _holds_text(places.train) else text
-    tokens = text // BYTES_PER_TOKEN * (2 if plan.spec.vocab_size <= 2**16 else 4)
+    cache, tokens = places.cache, text // BYTES_PER_TOKEN * (2 if plan.spec.vocab_size <= 2**16 else 4)
+    if streamed:
+        cache, tokens = stream_root(config) or places.run.root / "data", int(config.data.cache_limit_gb * 1e9)
     needs = [
         (places.run.root, max(checkpoint, kept * checkpoint - _used(places.run.checkpoints))),
-        (places.cache, max(0, tokens - _used(places.cache))),
+        (cache, max(0, tokens - _used(cache))),
         (places.train, copied),
     ]
     disks: dict[int, tuple[Path, int]] = {}
@@ -262,7 +272,7 @@ def _size(shape: Sequence[int]) -> int:
 def _text_bytes(paths: Sequence[Path]) -> int:
     packed = (".gz", ".zst", ".parquet", ".arrow")
     return sum(
-        file.stat().st_size * (TEXT_GROWTH if file.suffix.lower() in packed else 1) for file in find_files(paths)
+        source.size * (TEXT_GROWTH if source.path.suffix.lower() in packed else 1) for source in list_sources(paths)
     )
 
 
@@ -271,8 +281,13 @@ def _used(folder: Path) -> int:
 
 
 def _place_text(job: CloudJob, places: Places, say: Say) -> LocalJob:
-    """Cut the text that was typed into files on the volume, unless they are there; the job that reads those."""
+    """Cut the text that was typed into files on the volume, unless they are there; the job that reads those.
+
+    A stream is not cut.
+    """
     local = as_local(job, places)
+    if is_streamed(local):
+        return local
     config = resolve_job(local, places.run)
     cuts = [
         (job.local.inputs, places.train, job.train_lines),

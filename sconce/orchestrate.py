@@ -14,6 +14,7 @@ from sconce.data.reference import python_reference
 from sconce.data.sources import list_sources
 from sconce.errors import ConfigError, DataError
 from sconce.files import sha256_file, write_atomic, write_json
+from sconce.hub_address import SCHEME, absolute, is_hub, spelled
 from sconce.tokenizer.bpe import Tokenizer, VocabularyError, load_tokenizer, train_tokenizer
 from sconce.training.job import start
 from sconce.training.loop import Outcome, train
@@ -24,6 +25,7 @@ from sconce.training.tokens import corpus_of, shards_folder
 CLAIM = "orchestrate.json"  # which job the folder belongs to, and the config as this program wrote it
 DEFAULT_PROFILE = "local_smoke"
 TOKENIZER_BYTES = 2**29  # of text is plenty for a vocabulary, and bounds the time on a large corpus
+STREAM_TOKENIZER_BYTES = 2**27  # of text that has to come over the network first
 
 HEADER = """\
 # Written by `sconce orchestrate`. Go on with this run, or change what may change, with
@@ -34,8 +36,8 @@ HEADER = """\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalJob:
-    """What the user asked for. No inputs: the language reference inside CPython. No validation: documents held out by
-    their hash. No vocab_size: the preset's, or less where the text supports less.
+    """What the user asked for. No inputs: the preset's stream, or the language reference inside CPython.
+    No validation: documents held out by their hash. No vocab_size: the preset's, or less where the text supports less.
 
     `tokenizer` and `shards` say what becomes of those in the run folder: train and build says make them, anew where
     nobody trained with them, reuse insists on them, and remake replaces them. `shared_tokenizer` is a tokenizer.json
@@ -82,7 +84,6 @@ def run_job(job: LocalJob, folder: RunFolder, *, hardware: Hardware, reporter: R
 
 def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
     """The config that the job comes to, with nothing written. Raises as `orchestrate_local` does."""
-    list_sources((*job.inputs, *job.validation))
     if job.tokenizer_json is not None:
         if job.tokenizer != "train" or job.vocab_size is not None:
             raise ConfigError("--tokenizer-json: a tokenizer that is given is neither trained nor of another size")
@@ -97,13 +98,26 @@ def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
     if begun and not job.resume:
         raise ConfigError(f"{folder.root}: already holds a run: leave out --no-resume, or choose another --run-dir")
     if not _is_to_begin(job, folder, config_path):
-        return load_config(config_path, job.overrides)
+        return _checked(job, load_config(config_path, job.overrides))
     if job.tokenizer == "reuse" and not _own_tokenizer(folder).is_file() and _shared_tokenizer(job) is None:
         raise DataError(
             f"--skip-tokenizer: {_own_tokenizer(folder)} is not there: leave the flag out to train one, or give "
             "--tokenizer-json"
         )
-    return config_from(_tables(job, folder), f"the preset {job.profile or DEFAULT_PROFILE}", job.overrides)
+    source = f"the preset {job.profile or DEFAULT_PROFILE}"
+    config = _checked(job, config_from(_tables(job, folder), source, job.overrides))
+    list_sources((*job.inputs, *job.validation))  # last: what is on the hub takes a while
+    return config
+
+
+def _checked(job: LocalJob, config: RunConfig) -> RunConfig:
+    """The config, unless there is nothing of it that the job's flags for token shards are about."""
+    if config.data.streaming and job.shards != "build":
+        flag = "--reuse-shards" if job.shards == "reuse" else "--force-reshard"
+        raise ConfigError(
+            f"{flag}: a stream's windows are reused where they are intact, and never all here: leave it out"
+        )
+    return config
 
 
 def _own_tokenizer(folder: RunFolder) -> Path:
@@ -175,8 +189,8 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
 
 def _request(job: LocalJob) -> dict[str, object]:
     return {
-        "inputs": [str(path.resolve()) for path in job.inputs],
-        "validation": [str(path.resolve()) for path in job.validation],
+        "inputs": [spelled(path if is_hub(path) else path.resolve()) for path in job.inputs],
+        "validation": [spelled(path if is_hub(path) else path.resolve()) for path in job.validation],
         "profile": job.profile,
         "vocab_size": job.vocab_size,
         "tokenizer_json": None if job.tokenizer_json is None else str(job.tokenizer_json.resolve()),
@@ -185,7 +199,7 @@ def _request(job: LocalJob) -> dict[str, object]:
 
 def _begin(job: LocalJob, folder: RunFolder, config_path: Path, reporter: Reporter) -> RunConfig:
     """Settle the config, make the tokenizer, write both down."""
-    if not job.inputs:
+    if _is_of_reference(job):
         _write_reference(folder, reporter)
     config = resolve_job(job, folder)
     write_json(folder.root / CLAIM, {**_request(job), "training_toml": None})
@@ -201,11 +215,12 @@ def _begin(job: LocalJob, folder: RunFolder, config_path: Path, reporter: Report
 def _tables(job: LocalJob, folder: RunFolder) -> dict[str, Any]:
     """The preset with the job's paths. Its vocab_size is that of a tokenizer to train, not of the embedding."""
     table = preset_table(job.profile or DEFAULT_PROFILE)
-    paths = job.inputs or (_reference_path(folder).absolute(),)
+    paths = (_reference_path(folder),) if _is_of_reference(job) else job.inputs
     table["model"].pop("vocab_size", None)
     table["tokenizer"]["tokenizer_json"] = str(_own_tokenizer(folder))
-    table["data"]["train_shards"] = [str(path.absolute()) for path in paths]
-    table["data"]["validation_shards"] = [str(path.absolute()) for path in job.validation]
+    if paths:
+        table["data"]["train_shards"] = [spelled(absolute(path)) for path in paths]
+    table["data"]["validation_shards"] = [spelled(absolute(path)) for path in job.validation]
     table["runtime"]["run_dir"] = str(folder.root.resolve())
     if job.cache_dir is not None:
         table["data"]["cache_dir"] = str(job.cache_dir.absolute())
@@ -228,6 +243,19 @@ def _follow(table: dict[str, Any], asked: dict[str, str]) -> None:
     steps = asked.get("scheduler.total_steps", "")
     if steps.isdecimal() and "warmup_steps" in scheduler:
         scheduler["warmup_steps"] = min(scheduler["warmup_steps"], int(steps) // 20)
+
+
+def _is_of_reference(job: LocalJob) -> bool:
+    """Whether nobody says what to learn from, not even a preset that streams."""
+    return not job.inputs and not is_streamed(job)
+
+
+def is_streamed(job: LocalJob) -> bool:
+    """Whether the job asks for data.streaming, by an override or by its preset."""
+    asked = [text.partition("=")[2] for text in job.overrides if text.partition("=")[0].strip() == "data.streaming"]
+    if asked:
+        return asked[-1].strip().lower() == "true"
+    return bool(preset_table(job.profile or DEFAULT_PROFILE)["data"].get("streaming", False))
 
 
 def _reference_path(folder: RunFolder) -> Path:
@@ -291,8 +319,16 @@ def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:
 
 def train_on_corpus(corpus: Corpus, vocab_size: int, folder: Path, max_bytes: int) -> Tokenizer:
     """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text."""
-    sources: list[dict[str, object]] = [
-        {"name": source.path.name, "bytes": source.size, "sha256": sha256_file(source.path)}
-        for source in corpus.sources()
-    ]
+    sources: list[dict[str, object]] = []
+    for source in corpus.sources():
+        if source.remote is None:
+            facts: dict[str, object] = {
+                "name": source.path.name,
+                "bytes": source.size,
+                "sha256": sha256_file(source.path),
+            }
+        else:
+            facts = {"name": f"{SCHEME}{source.remote.repo}", "commit": source.remote.commit}
+        if facts not in sources:
+            sources.append(facts)
     return train_tokenizer(train_documents(corpus, max_bytes), vocab_size, folder, sources)

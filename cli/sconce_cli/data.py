@@ -88,9 +88,10 @@ def _note(line: str) -> None:
 
 
 def _echo_step(reader: "StepReader", shown: "ShownStep") -> None:
+    of = "the stream" if shown.num_rows is None else f"{shown.num_rows:,} rows"
     typer.echo(
-        f"step {shown.step}: {shown.batch_size} rows of {shown.sequence_length} predictions, of {shown.num_rows:,} "
-        f"rows in {reader.data.folder}"
+        f"step {shown.step}: {shown.batch_size} rows of {shown.sequence_length} predictions, of {of} in "
+        f"{reader.data.folder}"
     )
     typer.echo(f"row ids: {', '.join(map(str, shown.row_ids))}")
     for remark in reader.remarks(shown.step):

@@ -2,13 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-_STREAM = "text is read from files here: download it first, and give --input FOLDER"
 RETIRED: Mapping[str, str] = {
-    "--stream": _STREAM,
-    "--dataset": _STREAM,
-    "--split": _STREAM,
-    "--max-samples": _STREAM,
-    "--stream-batch-size": _STREAM,
     "--tokenizer-max-lines": "counted in bytes here: give --tokenizer-max-bytes N",
     "--tokenizer-seed": "training a tokenizer draws nothing at random: leave it out",
     "--shuffle-buffer": "every epoch is shuffled as a whole: leave it out",

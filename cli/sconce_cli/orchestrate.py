@@ -12,6 +12,8 @@ import typer
 from sconce_cli.options import BackendOption, Hardware, JsonOption, OverrideOption, QuietOption
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sconce.backend import Hardware as Choosable
     from sconce.cloud import CloudJob, Places
     from sconce.orchestrate import LocalJob
@@ -54,6 +56,8 @@ def _key(flag: str, key: str, meaning: str, least: float | None = None) -> typer
 
 _TOKENIZER = "Tokenizer and token shards"
 _CLOUD = "With --mode cloud"
+_STREAM = "Streaming from the Hugging Face hub"
+DATASET = "HuggingFaceFW/fineweb"
 
 
 def orchestrate(
@@ -68,7 +72,8 @@ def orchestrate(
         typer.Option(
             "--input",
             metavar="FILE_OR_FOLDER",
-            help="Text to learn from (.txt, .jsonl, .parquet, .gz). Repeatable. Without it: Python's own reference.",
+            help="Text to learn from (.txt, .jsonl, .parquet, .gz; hf://org/name). Repeatable. Without it: Python's "
+            "own reference.",
         ),
     ] = None,
     validation: Annotated[
@@ -146,7 +151,7 @@ def orchestrate(
         typer.Option(
             "--tokenizer-max-bytes",
             min=1,
-            help="Train it on no more text than this. [default: 512 MiB]",
+            help="Train it on no more text than this. [default: 512 MiB, of a stream 128 MiB]",
             rich_help_panel=_TOKENIZER,
         ),
     ] = None,
@@ -166,6 +171,38 @@ def orchestrate(
             rich_help_panel=_TOKENIZER,
         ),
     ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Train on a data set of the hub while it is being read.", rich_help_panel=_STREAM
+        ),
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", metavar="ORG/NAME", help=f"Which one. [default: {DATASET}]", rich_help_panel=_STREAM),
+    ] = None,
+    dataset_config: Annotated[
+        str | None,
+        typer.Option("--dataset-config", metavar="NAME", help="Its configuration.", rich_help_panel=_STREAM),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="Its split. [default: train]", rich_help_panel=_STREAM)
+    ] = None,
+    max_samples: Annotated[
+        int | None,
+        typer.Option(
+            "--max-samples", min=1, help="End it after so many documents (data.max_samples).", rich_help_panel=_STREAM
+        ),
+    ] = None,
+    stream_batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--stream-batch-size",
+            min=1,
+            help="Documents tokenised at once (data.stream_batch_size).",
+            rich_help_panel=_STREAM,
+        ),
+    ] = None,
     hidden_size: Annotated[int | None, _key("--hidden-size", "model.hidden_size", "Width", 1)] = None,
     intermediate_size: Annotated[
         int | None, _key("--intermediate-size", "model.intermediate_size", "Width of the MLP", 1)
@@ -214,7 +251,7 @@ def orchestrate(
     as_json: JsonOption = False,
 ) -> None:
     """From text files to a trained model: tokenizer, shards, training, evaluation, samples."""
-    from sconce.orchestrate import TOKENIZER_BYTES, LocalJob
+    from sconce.orchestrate import STREAM_TOKENIZER_BYTES, TOKENIZER_BYTES, LocalJob
     from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
 
@@ -240,17 +277,23 @@ def orchestrate(
         "runtime.precision": precision and precision.value,
         "runtime.seed": seed,
         "runtime.logging.tensorboard": tensorboard,
+        "data.max_samples": max_samples,
+        "data.stream_batch_size": stream_batch_size,
     }
+    chosen = {"--dataset": dataset, "--dataset-config": dataset_config, "--split": split}
+    streamed = _streamed(stream, inputs or [], chosen)
+    if streamed is not None:
+        keys["data.streaming"] = True
     overrides = [f"{key}={value}" for key, value in keys.items() if value is not None] + (override or [])
     job = LocalJob(
-        inputs=tuple(inputs or ()),
+        inputs=tuple(inputs or ()) if streamed is None else (streamed,),
         validation=tuple(validation or ()),
         profile=profile,
         vocab_size=vocab_size,
         tokenizer_json=tokenizer_json,
         tokenizer=_one_of("--skip-tokenizer", skip_tokenizer, "--force-retrain-tokenizer", force_retrain_tokenizer)
         or "train",
-        tokenizer_bytes=tokenizer_max_bytes or TOKENIZER_BYTES,
+        tokenizer_bytes=tokenizer_max_bytes or (TOKENIZER_BYTES if streamed is None else STREAM_TOKENIZER_BYTES),
         shards=_one_of("--reuse-shards", reuse_shards, "--force-reshard", force_reshard) or "build",
         resume=resume,
         overrides=tuple(overrides),
@@ -276,6 +319,7 @@ def _target(
     """Where the job is to be done. Raises ConfigError for an option of the other place."""
     from sconce.cloud import SHARD_LINES, CloudJob, find_places
     from sconce.errors import ConfigError
+    from sconce.orchestrate import is_streamed
     from sconce.training.run import RunFolder
 
     if mode is Mode.local:
@@ -293,6 +337,10 @@ def _target(
         raise ConfigError("--run-dir: in the cloud a run is a folder of ORCHESTRATE_RUNS_ROOT: give --experiment NAME")
     if experiment is None:
         raise ConfigError("--experiment: missing: give a NAME, by which the same command finds its run again")
+    if is_streamed(job):
+        for flag, value in (("--train-shard-lines", train_lines), ("--validation-shard-lines", validation_lines)):
+            if value is not None:
+                raise ConfigError(f"{flag}: a stream is not cut into files: leave it out")
     lines = train_lines or SHARD_LINES
     cloud = CloudJob(name=experiment, local=job, train_lines=lines, validation_lines=validation_lines or lines)
     return _Cloud(cloud, find_places(experiment))
@@ -342,6 +390,21 @@ class _Cloud:
         longer = shlex.join([*words, "--override", outcome.extend])
         report_outcome(outcome, self.places.run, shlex.join(words), longer, reporter)
         return outcome
+
+
+def _streamed(stream: bool, inputs: list[Path], chosen: "Mapping[str, str | None]") -> Path | None:
+    """The data set to stream; None without --stream. Raises ConfigError for flags that do not go together."""
+    from sconce.config import dataset_address
+    from sconce.errors import ConfigError
+
+    given = [flag for flag, value in chosen.items() if value is not None]
+    if not stream:
+        if given:
+            raise ConfigError(f"{given[0]}: goes with --stream; to have all of it here, --input hf://ORG/NAME")
+        return None
+    if inputs:
+        raise ConfigError("--stream and --input exclude each other: name the data set with --dataset")
+    return Path(str(dataset_address(chosen["--dataset"] or DATASET, chosen["--split"], chosen["--dataset-config"])))
 
 
 def _one_of(keep: str, kept: bool, replace: str, replaced: bool) -> Literal["reuse", "remake"] | None:

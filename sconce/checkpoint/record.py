@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, NotRequired, cast
+from typing import Annotated, Any, NotRequired, cast
 
 from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
@@ -77,6 +77,11 @@ class Checkpoint:
         return self.step if self.is_imported else cast(int, self.cursor.get("imported_steps", 0))
 
     @property
+    def stream(self) -> Mapping[str, Any]:
+        """Of a run on a stream: `commits` of its data sets, where `windows` start, `total_rows`; of another {}."""
+        return cast(Mapping[str, Any], self.cursor.get("stream", {}))
+
+    @property
     def tokenizer_sha256(self) -> str:
         """Which tokenizer the run was trained with; empty for a checkpoint without one."""
         file = self.files.get("tokenizer.json")
@@ -93,6 +98,12 @@ class _BestFields(TypedDict):
     loss: float
 
 
+class _StreamFields(TypedDict):
+    commits: dict[str, str]
+    windows: list[tuple[_Count, _Count, _Count, _Count, _Count, str]]
+    total_rows: _Count | None
+
+
 class _CursorFields(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow")  # pyright: ignore[reportGeneralTypeIssues] (pydantic's custom)
     fingerprint: NotRequired[str | None]
@@ -100,6 +111,7 @@ class _CursorFields(TypedDict):
     rows_consumed: NotRequired[_Count]
     rows_sha256: NotRequired[_Sha256]
     imported_steps: NotRequired[_Count]
+    stream: NotRequired[_StreamFields]
 
 
 class _CertificateFields(TypedDict):

@@ -25,3 +25,4 @@ from sconce.config.resolve import with_micro_batch as with_micro_batch
 from sconce.config.schema import RunConfig as RunConfig
 from sconce.config.stages import ramp as ramp
 from sconce.config.stages import sequence_length as sequence_length
+from sconce.config.streaming_file import dataset_address as dataset_address

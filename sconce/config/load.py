@@ -15,6 +15,7 @@ from sconce.config.overrides import absolutize, apply_override
 from sconce.config.read import Table, flat, read_table
 from sconce.config.relations import relation_faults
 from sconce.config.schema import RunConfig
+from sconce.config.streaming_file import apply_streaming_file
 from sconce.errors import ConfigError
 from sconce.log import log
 
@@ -49,14 +50,15 @@ def config_from_tables(tables: Mapping[str, object], overrides: Sequence[str] = 
 
 
 def load_table(path: Path, base: Path | None = None) -> tuple[Table, list[str]]:
-    """A file's tables, unchecked, with absolute paths and the earlier system's keys turned into ours.
+    """A file's tables, unchecked, with absolute paths and the earlier system's keys turned into ours, those of a
+    streaming_config.json beside it too.
 
     Paths are relative to `base`, by default the file's folder. The lines say which keys were turned. Raises
     ConfigError when the file cannot be read.
     """
     log.debug("config: %s", path)
     table = read_table(path)
-    notes = translate(table)
+    notes = translate(table) + apply_streaming_file(table, path.parent)
     absolutize(table, base or path.resolve().parent)
     return table, notes
 

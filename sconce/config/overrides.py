@@ -18,6 +18,7 @@ from sconce.config.fields import (
     value_type,
 )
 from sconce.config.read import Table, inner_table
+from sconce.hub_address import is_hub
 
 
 def absolutize(table: Table, base: Path) -> None:
@@ -33,6 +34,8 @@ def absolutize(table: Table, base: Path) -> None:
 
 def _rebase(value: object, kind: object, base: Path) -> object:
     """A path, or a list of them, made absolute; what is of another kind stays, for validation to report."""
+    if kind is Path and isinstance(value, str) and is_hub(value):
+        return value
     if kind is Path and isinstance(value, str):
         return str(canonical(base / _expand_home(value)))
     if kind == PATHS and isinstance(value, list):

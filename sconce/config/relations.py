@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from sconce.config.schema import RunConfig, Section
 from sconce.config.stages import ramp
+from sconce.errors import DataError
+from sconce.hub_address import is_hub, parse_address
 from sconce.ramp import Ramp
 from sconce.rope import scaling_faults
 
@@ -101,6 +103,8 @@ def _data(config: RunConfig) -> Iterator[Relation]:
         )
     yield from _mixture(config)
     yield from _stages(config)
+    yield from _addresses(config)
+    yield from _stream(config) if config.data.streaming else _without_stream(config)
     keys = ("data.batch_size", "data.micro_batch_size", "data.gradient_accumulation_steps")
     batch, micro, accumulation = ramp(config).largest_batch, data.micro_batch_size, data.gradient_accumulation_steps
     if data.stages and accumulation is not None:
@@ -117,6 +121,46 @@ def _data(config: RunConfig) -> Iterator[Relation]:
         fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
         advice = f"batch_size = {batch} and gradient_accumulation_steps = {fitting}"
         yield keys, _instead(batch, "equal micro-batches", accumulation, advice)
+
+
+def _addresses(config: RunConfig) -> Iterator[Relation]:
+    data = config.data
+    for key, paths in (("data.train_shards", data.train_shards), ("data.validation_shards", data.validation_shards)):
+        for path in filter(is_hub, paths):
+            try:
+                parse_address(path)
+            except DataError as error:
+                yield (key,), str(error)
+
+
+def _without_stream(config: RunConfig) -> Iterator[Relation]:
+    for name in ("window_tokens", "cache_limit_gb", "max_samples", "stream_batch_size"):
+        if getattr(config.data, name) != type(config.data).model_fields[name].default:
+            yield (f"data.{name}", "data.streaming"), "would do nothing without data.streaming = true"
+
+
+def _stream(config: RunConfig) -> Iterator[Relation]:
+    data, key = config.data, "data.streaming"
+    if local := [path for path in data.train_shards if not is_hub(path)]:
+        yield (
+            ("data.train_shards", key),
+            f"{local[0]} is a local path, and data.streaming is for data sets on the hub, hf://org/name: leave "
+            "data.streaming out",
+        )
+    if data.packing != "concat":
+        yield ("data.packing", key), f"found {data.packing}, which needs all documents at once: with streaming, concat"
+    if data.weights:
+        yield ("data.weights", key), "a stream is read in order and mixes nothing: leave data.weights or streaming out"
+    if data.validation_shards:
+        yield (
+            ("data.validation_shards", key),
+            "with streaming, data.validation_fraction of the first window's documents is held out: leave it out",
+        )
+    if config.scheduler.total_epochs is not None:
+        yield (
+            ("scheduler.total_epochs", key),
+            "how long a stream is shows only at its end: write scheduler.total_steps instead",
+        )
 
 
 def _mixture(config: RunConfig) -> Iterator[Relation]:

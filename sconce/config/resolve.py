@@ -15,6 +15,7 @@ from sconce.config.relations import idle_keys
 from sconce.config.schema import RunConfig
 from sconce.config.stages import ramp, sequence_length
 from sconce.errors import ConfigError
+from sconce.hub_address import is_hub
 from sconce.rope import make_scaling
 from sconce.spec import ModelSpec
 
@@ -39,6 +40,9 @@ FIXED = (
     "data.packing",
     "data.weights",
     "data.weight_steps",
+    "data.streaming",
+    "data.window_tokens",
+    "data.max_samples",
     "data.validation_fraction",
     "runtime.seed",
     "optimizer.algorithm",
@@ -212,5 +216,7 @@ def dump_toml(config: RunConfig, header: str, relative_to: Path) -> str:
 
 
 def _relative(path: str, base: Path) -> str:
+    if is_hub(path):
+        return path
     absolute = canonical(Path(path))
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_serializer
+
+from sconce.hub_address import spelled
 
 Weight = Annotated[float, Field(ge=0)]
 Document = Literal["passage", "line", "blank-line", "file"]
@@ -127,7 +129,23 @@ class DataConfig(Section):
     train_shards: tuple[Path, ...] = Field(
         default=(),
         description="Files of text, .jsonl (both also as .gz or .zst) or .parquet, folders of them, patterns, data "
-        "sets saved by `datasets`. Required, at least one.",
+        "sets saved by `datasets`, or on the Hugging Face hub: hf://org/name@revision?config=NAME&split=NAME. "
+        "Required, at least one.",
+    )
+    streaming: bool = Field(
+        default=False,
+        description="Train while train_shards, all of them on the hub, are still being read: only a window of tokens "
+        "is here at a time.",
+    )
+    window_tokens: int = Field(
+        default=2**23, ge=1, description="Tokens of a stream that are shuffled together; training begins after them."
+    )
+    cache_limit_gb: float = Field(default=10.0, gt=0, description="Disk that a stream may take, in 10^9 bytes.")
+    max_samples: int | None = Field(
+        default=None, ge=1, description="End a stream after so many documents, held-out ones among them."
+    )
+    stream_batch_size: int = Field(
+        default=1000, ge=1, description="Documents of a stream tokenised at once; what is trained on is the same."
     )
     validation_shards: tuple[Path, ...] = Field(
         default=(), description="Held-out text. Default: validation_fraction of the documents of train_shards."
@@ -184,6 +202,10 @@ class DataConfig(Section):
     cache_dir: Path | None = Field(
         default=None, description="Where token shards are built. Default: data in the run folder."
     )
+
+    @field_serializer("train_shards", "validation_shards", when_used="json")
+    def _spell(self, paths: tuple[Path, ...]) -> list[str]:
+        return [spelled(path) for path in paths]
 
 
 class OptimizerConfig(Section):

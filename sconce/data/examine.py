@@ -124,6 +124,8 @@ def _wrong_content(folder: Path, shard: Shard, manifest: Manifest) -> Iterator[s
         return
     for first, piece in _pieces(starts):
         ends = np.append(piece[1:], starts[first + len(piece)] if first + len(piece) < len(starts) else shard.tokens)
+        if manifest.cut and shard.split == "train" and first + len(piece) == len(starts):
+            ends = ends[:-1]
         if (open_ended := np.flatnonzero(tokens[ends.astype(np.int64) - 1] != manifest.eos_id)).size:
             yield f"{name}.bin: document {first + int(open_ended[0]):,} does not end with token {manifest.eos_id}"
             break

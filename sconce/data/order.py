@@ -1,13 +1,14 @@
 """Which rows a step trains on: a shuffle that is computed, not stored, so any step can be asked for directly.
 
-Two layers. A run draws from an endless sequence of long rows, of one source (`Shuffled`) or of several (`Mixed`): what
-stands at any place of it is computed from the seed and the place. `Order` says which places a step has: those after
-the steps before it, whose number the ramp's stages give in closed form. Where a stage's rows are shorter, it takes
-whole long rows of the sequence, cuts each into equal parts, and shuffles the parts of the rows that it takes.
+Two layers. A run draws from an endless sequence of long rows, of one source (`Shuffled`), of several (`Mixed`) or of a
+stream (`Streamed`): what stands at any place of it is computed from the seed and the place. `Order` says which places a
+step has: those after the steps before it, whose number the ramp's stages give in closed form. Where a stage's rows are
+shorter, it takes whole long rows of the sequence, cuts each into equal parts, and shuffles the parts of the rows that
+it takes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -68,7 +69,7 @@ class RowSequence(Protocol):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Long rows of each source; they are numbered through, one source after the other."""
+        """Long rows of each source, numbered through one source after the other; of a stream, not known, none."""
         ...
 
     @property
@@ -230,6 +231,59 @@ class Mixed:
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """Every row of a stream once an epoch, shuffled within its window of `window_rows` rows, windows in order.
+
+    `total_rows`, called with a row's number, waits until that row is there or the stream has ended, and says how many
+    rows there are if that is known; what comes after them is of the next epoch, in an order of its own.
+    """
+
+    window_rows: int
+    seed: int
+    total_rows: Callable[[int], int | None]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Not known before the stream has ended."""
+        return ()
+
+    def rows(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows at these places, (len(places),). May wait until the stream has come there."""
+        epochs, positions, total = self._counted(places)
+        windows = positions // self.window_rows
+        rows = np.empty_like(positions)
+        for epoch, window in np.unique(np.stack([epochs, windows]), axis=1).T.tolist():
+            now = (epochs == epoch) & (windows == window)
+            first = window * self.window_rows
+            size = self.window_rows if total is None else min(self.window_rows, total - first)
+            rows[now] = first + permute_run(positions[now] - first, size, self.seed, epoch, window)
+        return rows
+
+    def row_epochs(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """In which pass over the stream each of them is, (len(places),)."""
+        return self._counted(places)[0]
+
+    def passes(self, places: int) -> tuple[float, ...]:
+        """Not known, as `sizes`."""
+        return ()
+
+    def around(self, place: int) -> tuple[int, int]:
+        """The window. May wait until the stream has come there."""
+        (epoch,), (position,), total = self._counted(np.array([place], np.int64))
+        first = place - int(position) % self.window_rows
+        last = first + self.window_rows
+        return first, last if total is None else min(last, (int(epoch) + 1) * total)
+
+    def _counted(self, places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], int | None]:
+        """Epoch of each, its place in the epoch, (len(places),) each, and the stream's rows if they are known."""
+        total = self.total_rows(int(places.max()))
+        if total is None:
+            return np.zeros_like(places), places, None
+        epochs, positions = np.divmod(places, total)
+        return epochs, positions, total
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """Which rows each step trains on: a function of these, hence of config and seed, and of the step.
 
@@ -246,7 +300,7 @@ class Order:
 
     @property
     def num_rows(self) -> int:
-        """Long rows, of all sources together."""
+        """Long rows, of all sources together; 0 where they are not known, of a stream."""
         return sum(self.sequence.sizes)
 
     def parts(self, step: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
 T = TypeVar("T")
+_ASK_SECONDS = 0.2  # how soon a signal is obeyed while a stream has nothing to train on
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,18 @@ class Prefetcher(Generic[T]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def next(self) -> T:
-        """The next result in order; raises what `produce` raised for it, and from then on again."""
-        item = self._ready.get()
+    def next(self, until: Callable[[], bool] | None = None) -> T | None:
+        """The next result in order; raises what `produce` raised for it, and from then on again.
+
+        None when `until`, asked now and then while there is nothing yet, says not to wait any longer.
+        """
+        while True:
+            try:
+                item = self._ready.get(timeout=None if until is None else _ASK_SECONDS)
+                break
+            except queue.Empty:
+                if until is not None and until():
+                    return None
         if isinstance(item, _Failure):
             self._ready.put(item)  # the thread has ended: without this another call would wait for ever
             raise item.error

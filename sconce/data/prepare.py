@@ -32,6 +32,7 @@ from sconce.data.sources import DocumentRule, Source
 from sconce.data.writer import SplitWriter
 from sconce.errors import DataError
 from sconce.files import fsync_folder, sha256_file, write_json
+from sconce.hub_address import spelled
 
 SHARD_TOKENS = 2**26
 JOURNAL = "journal.json"
@@ -333,7 +334,7 @@ class _Build:
         corpus, tokenizer = self._job.corpus, self._job.tokenizer
         facts: list[object] = [FORMAT, tokenizer.sha256, tokenizer.eos_id, self._dtype, self._job.shard_tokens]
         facts += [corpus.rule, corpus.text_field, self._threshold]
-        facts += [(str(one.path), one.size, one.mtime_ns, part.path, part.threshold) for one, part in self._sources]
+        facts += [(one.name, one.size, one.mtime_ns, part.path, part.threshold) for one, part in self._sources]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def _say_skipped(self, reader: _Reader) -> None:
@@ -354,10 +355,10 @@ class _Build:
             rule=corpus.rule,
             text_field=corpus.text_field,
             on_error=corpus.on_error,
-            paths=[str(path) for path in corpus.paths],
+            paths=[spelled(path) for path in corpus.paths],
             path_tokens=self._path_tokens,
             held_out_tokens=self._held_out_tokens,
-            validation_paths=[str(path) for path in corpus.validation_paths],
+            validation_paths=[spelled(path) for path in corpus.validation_paths],
             validation_fraction=corpus.validation_fraction,
             threshold=self._threshold,
             shards=[shard for writer in self._writers.values() for shard in writer.shards],
@@ -367,7 +368,7 @@ class _Build:
 
 def _record(source: Source, finished: Mapping[str, Any]) -> SourceRecord:
     return SourceRecord(
-        path=str(source.path),
+        path=source.name,
         size=source.size,
         mtime_ns=source.mtime_ns,
         sha256=finished["sha256"],
@@ -392,8 +393,8 @@ def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
     same_request = (
         manifest.tokenizer_sha256 == tokenizer.sha256
         and (manifest.rule, manifest.text_field, manifest.on_error) == (corpus.rule, corpus.text_field, corpus.on_error)
-        and manifest.paths == [str(path) for path in corpus.paths]
-        and manifest.validation_paths == [str(path) for path in corpus.validation_paths]
+        and manifest.paths == [spelled(path) for path in corpus.paths]
+        and manifest.validation_paths == [spelled(path) for path in corpus.validation_paths]
         and (corpus.validation_paths != () or manifest.validation_fraction == corpus.validation_fraction)
     )
     if not same_request or _sources_are_gone(corpus):
@@ -403,10 +404,11 @@ def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
 
 
 def _sources_are_gone(corpus: Corpus) -> bool:
+    """Whether none of the paths is there; what is on the hub never is, so that a build of it needs no network."""
     return not any(exists(path) for path in (*corpus.paths, *corpus.validation_paths))
 
 
 def _is_same(source: Source, record: SourceRecord) -> bool:
-    if (str(source.path), source.size) != (record.path, record.size):
+    if (source.name, source.size) != (record.path, record.size):
         return False
     return source.mtime_ns == record.mtime_ns or sha256_file(source.path) == record.sha256

@@ -5,9 +5,10 @@ Each reader is given `fault`, which it calls with what is wrong with one record:
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from sconce.errors import DataError
 
@@ -23,13 +24,13 @@ Fault = Callable[[str], None]
 OnRead = Callable[[int], None]
 
 
-def need(module: str, path: Path) -> Any:  # noqa: ANN401 - neither library has types
+def need(module: str, name: str) -> Any:  # noqa: ANN401 - neither library has types
     """The module, which an extra installs; DataError says so where it is missing."""
     try:
         return import_module(module)
     except ImportError:
-        name = module.split(".", 1)[0]
-        raise MissingLibraryError(f"{path}: reading it needs {name}: pip install 'sconce-lm[data]'") from None
+        library = module.split(".", 1)[0]
+        raise MissingLibraryError(f"{name}: reading it needs {library}: pip install 'sconce-lm[data]'") from None
 
 
 def json_records(blocks: Iterable[bytes], field: str, fault: Fault) -> Iterator[bytes]:
@@ -101,25 +102,56 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "") if shown else "none"
 
 
-def parquet_records(path: Path, field: str, fault: Fault, on_read: OnRead) -> Iterator[bytes]:
-    """The texts of a Parquet file's column, row by row; `on_read` gets the file's bytes in proportion."""
-    pq, pa = need("pyarrow.parquet", path), need("pyarrow", path)
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A Parquet file: its name for people, its bytes in all, and its path or itself, open."""
+
+    name: str
+    size: int
+    file: Path | BinaryIO
+
+
+def parquet_records(
+    table: Table, field: str, fault: Fault, on_read: OnRead, start: int = 0
+) -> Iterator[tuple[int, bytes]]:
+    """The texts of a Parquet file's column from row `start` on, with their rows.
+
+    Row groups before `start` are not read; `on_read` gets the file's bytes in proportion to the rows that are passed.
+    """
+    pq, pa = need("pyarrow.parquet", table.name), need("pyarrow", table.name)
     try:
         # Without pre_buffer and with a buffer, a column chunk is streamed and never in memory as a whole.
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-            _check_column(path, pa, file.schema_arrow, field)
-            batches = file.iter_batches(batch_size=_ROWS, columns=[field], use_threads=False)
-            yield from _rows(batches, field, fault, _proportion(on_read, path, file.metadata.num_rows))
+        with pq.ParquetFile(table.file, pre_buffer=False, buffer_size=2**20) as file:
+            _check_column(table.name, pa, file.schema_arrow, field)
+            groups, row = _groups(file.metadata, start)
+            read = _proportion(on_read, table.size, file.metadata.num_rows)
+            read(row)
+            batches = file.iter_batches(batch_size=_ROWS, row_groups=groups, columns=[field], use_threads=False)
+            for number, text in _rows(batches, field, fault, read, row):
+                if number >= start:
+                    yield number, text
     except pa.ArrowException as error:
-        raise DataError(f"{path}: damaged Parquet file: {_first_line(error)}") from error
+        raise DataError(f"{table.name}: damaged Parquet file: {_first_line(error)}") from error
+    finally:
+        if not isinstance(table.file, Path):
+            table.file.close()
+
+
+def _groups(metadata: Any, start: int) -> tuple[list[int], int]:  # noqa: ANN401 - pyarrow's FileMetaData
+    """The row groups from that of row `start` on, and the first row of them."""
+    first, group = 0, 0
+    while group < metadata.num_row_groups and first + metadata.row_group(group).num_rows <= start:
+        first += metadata.row_group(group).num_rows
+        group += 1
+    return list(range(group, metadata.num_row_groups)), first
 
 
 def arrow_records(path: Path, field: str, fault: Fault, on_read: OnRead) -> Iterator[bytes]:
     """The texts of an Arrow stream's column, as `datasets` saves them to disk."""
-    pa = need("pyarrow", path)
+    pa = need("pyarrow", str(path))
     try:
         with pa.OSFile(str(path)) as opened, pa.ipc.open_stream(opened) as stream:
-            _check_column(path, pa, stream.schema, field)
+            _check_column(str(path), pa, stream.schema, field)
             at = 0
 
             def read(_: int) -> None:
@@ -128,7 +160,7 @@ def arrow_records(path: Path, field: str, fault: Fault, on_read: OnRead) -> Iter
                 at = opened.tell()
 
             batches = (part for whole in stream for part in _slices(whole.select([field])))
-            yield from _rows(batches, field, fault, read)
+            yield from (text for _, text in _rows(batches, field, fault, read))
     except pa.ArrowException as error:
         raise DataError(f"{path}: damaged Arrow file: {_first_line(error)}") from error
 
@@ -138,8 +170,8 @@ def _slices(batch: Any) -> Iterator[Any]:  # noqa: ANN401 - a pyarrow.RecordBatc
         yield batch.slice(start, _ROWS)
 
 
-def _rows(batches: Iterable[Any], field: str, fault: Fault, read: OnRead) -> Iterator[bytes]:
-    row = 0
+def _rows(batches: Iterable[Any], field: str, fault: Fault, read: OnRead, row: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Texts with their rows, the first of which is `row`."""
     for batch in batches:
         try:
             values = batch.column(0).to_pylist()
@@ -149,7 +181,7 @@ def _rows(batches: Iterable[Any], field: str, fault: Fault, read: OnRead) -> Ite
             if isinstance(value, bytes):
                 fault(f"row {row}: {field!r} is not UTF-8")
             else:
-                yield from _checked(value, f"row {row}", field, fault)
+                yield from ((row, text) for text in _checked(value, f"row {row}", field, fault))
             row += 1
         read(batch.num_rows)
 
@@ -161,25 +193,25 @@ def _decoded(value: Any) -> object:  # noqa: ANN401 - a pyarrow.Scalar
         return b""
 
 
-def _check_column(path: Path, pa: Any, schema: Any, field: str) -> None:  # noqa: ANN401 - pyarrow and its Schema
+def _check_column(name: str, pa: Any, schema: Any, field: str) -> None:  # noqa: ANN401 - pyarrow and its Schema
     if field not in schema.names:
         raise DataError(
-            f"{path}: no column {field!r}; its columns are {_names(schema.names)}: set data.text_field (--text-field)"
+            f"{name}: no column {field!r}; its columns are {_names(schema.names)}: set data.text_field (--text-field)"
         )
     kind = schema.field(field).type
     inner = kind.value_type if pa.types.is_dictionary(kind) else kind
     strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     if not any(is_string(inner) for is_string in strings):
-        raise DataError(f"{path}: column {field!r} is of type {kind}, expected strings")
+        raise DataError(f"{name}: column {field!r} is of type {kind}, expected strings")
 
 
-def _proportion(on_read: OnRead, path: Path, rows: int) -> OnRead:
+def _proportion(on_read: OnRead, size: int, rows: int) -> OnRead:
     """Turn rows into the bytes of the file that they are in proportion; all of them together are its size."""
-    size, done = path.stat().st_size, 0
+    done = 0
 
     def read(count: int) -> None:
         nonlocal done
-        on_read(size * (done + count) // rows - size * done // rows)
+        on_read(size * (done + count) // max(rows, 1) - size * done // max(rows, 1))
         done += count
 
     return read

@@ -15,21 +15,15 @@ from sconce.errors import DataError
 Packing = Literal["concat", "bestfit"]
 
 
-class Rows(Protocol):
-    """The rows of one split, each of `seq_len` predictions; any of them is read without the others.
+class NumberedRows(Protocol):
+    """Rows of `seq_len` predictions each; any of them is read without the others. How many there are may not be known.
 
     With `parts` the same are numbered as shorter rows: row r is part r % parts of row r // parts, each being cut into
     so many of equal length.
     """
 
     @property
-    def num_rows(self) -> int: ...
-    @property
     def seq_len(self) -> int: ...
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Rows of each source; they are numbered through, one source after the other."""
-        ...
 
     def batch(self, rows: NDArray[np.int64], parts: int = 1) -> Batch:
         """The given rows, (len(rows), seq_len // parts)."""
@@ -37,6 +31,17 @@ class Rows(Protocol):
 
     def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
         """Where the row's tokens are from: start .. end - 1 of the split, in order."""
+        ...
+
+
+class Rows(NumberedRows, Protocol):
+    """All rows of one split."""
+
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each source; they are numbered through, one source after the other."""
         ...
 
     def in_order(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
@@ -171,7 +176,7 @@ class MixedRows:
         return np.searchsorted(self._firsts * parts, rows, side="right") - 1
 
 
-def read_in_parts(rows: Rows, numbers: NDArray[np.int64], parts: int, size: int) -> list[Batch]:
+def read_in_parts(rows: NumberedRows, numbers: NDArray[np.int64], parts: int, size: int) -> list[Batch]:
     """The rows of these numbers in micro-batches, `size` at a time."""
     return [rows.batch(numbers[i : i + size], parts) for i in range(0, len(numbers), size)]
 

@@ -71,7 +71,8 @@ class Manifest:
 
     `path_tokens` are the training tokens of each of `paths`, which lie one after the other, and `held_out_tokens` the
     validation's of each of `validation_paths`, or without those of `paths`; empty in a build from before they were
-    counted. `threshold` is None when the validation text was given as files of its own.
+    counted. `threshold` is None when the validation text was given as files of its own. `cut` says that this is a
+    window of a stream, whose last training document may go on in the next one.
     """
 
     __pydantic_config__: ClassVar = _KNOWN_KEYS
@@ -91,6 +92,7 @@ class Manifest:
     on_error: OnError = "stop"
     path_tokens: list[int] = field(default_factory=list[int])
     held_out_tokens: list[int] = field(default_factory=list[int])
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,36 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sconce.data.order import Order
-from sconce.data.rows import Rows
-from sconce.data.shards import TokenData
+from sconce.data.rows import NumberedRows
+from sconce.data.shards import DocumentSpan
 from sconce.errors import DataError, in_short
+
+
+class ShownTokens(Protocol):
+    """Tokens and the documents that they are of."""
+
+    def read(self, start: int, count: int) -> NDArray[np.int32]: ...
+    def documents(self, start: int, count: int) -> Iterator[DocumentSpan]: ...
+
+
+class ShownData(Protocol):
+    """What showing needs of a run's token shards, or of those windows of its stream that are here."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def train(self) -> ShownTokens: ...
 
 
 class TextDecoder(Protocol):
@@ -54,12 +76,15 @@ class ShownRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownStep:
-    """The update that makes `step`; `row_ids` are of its whole batch, `rows` those that were asked for."""
+    """The update that makes `step`; `row_ids` are of its whole batch, `rows` those that were asked for.
+
+    `num_rows` are there in all: None of a stream.
+    """
 
     step: int
     batch_size: int
     sequence_length: int
-    num_rows: int
+    num_rows: int | None
     row_ids: list[int]
     rows: list[ShownRow]
 
@@ -71,9 +96,9 @@ class StepReader:
     The run ends at `total_steps`; its first `imported_steps` another system did, on rows that are not known.
     """
 
-    data: TokenData
+    data: ShownData
     tokenizer: TextDecoder
-    rows: Rows
+    rows: NumberedRows
     order: Order
     sources: Sequence[str] = ()
     total_steps: int
@@ -100,7 +125,7 @@ class StepReader:
             step=step,
             batch_size=stage.batch_size,
             sequence_length=stage.seq_len,
-            num_rows=order.num_rows * parts,
+            num_rows=order.num_rows * parts or None,
             row_ids=[int(row) for row in rows],
             rows=[
                 self._row(place, int(rows[place]), parts, int(epochs[place]))
@@ -110,7 +135,10 @@ class StepReader:
 
     def remarks(self, step: int) -> list[str]:
         """What else to know of that step, a line each: no hash is read here, and a run has a beginning and an end."""
-        found = ["the shards are taken at their sizes: `sconce checkpoint verify --deep` also reads their content"]
+        if self.order.num_rows:
+            found = ["the shards are taken at their sizes: `sconce checkpoint verify --deep` also reads their content"]
+        else:
+            found = ["of a stream, a window's documents are counted from its first token on"]
         if step <= self.imported_steps:
             found.append(
                 f"steps 1 to {self.imported_steps} were done before the import, on rows that are not known: these are "
@@ -124,7 +152,7 @@ class StepReader:
         spans = self.rows.spans(row, parts)
         pieces = [piece for start, end in spans for piece in self._pieces(start, end)]
         padding = max(0, self.rows.seq_len // parts - sum(end - start for start, end in spans))
-        number = int(np.searchsorted(np.cumsum(self.rows.sizes), row // parts, side="right"))
+        number = int(np.searchsorted(np.cumsum(self.order.sequence.sizes), row // parts, side="right"))
         source = self.sources[number] if self.sources else None
         return ShownRow(position=position, row=row, source=source, epoch=epoch, padding=padding, pieces=pieces)
 
@@ -133,6 +161,6 @@ class StepReader:
         for span in self.data.train.documents(start, len(tokens)):
             begin = max(span.start, start)
             ids = tokens[begin - start : min(span.end, end) - start].astype(np.int64).tolist()
-            ends = span.end <= end
+            ends = span.end <= end and ids[-1] == self.data.eos_id  # a stream's window may end in a document
             text = self.tokenizer.decode(ids[:-1] if ends else ids, skip_special=False)
             yield Piece(document=span.index, start=begin, offset=begin - span.start, tokens=ids, text=text, ends=ends)

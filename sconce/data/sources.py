@@ -8,14 +8,18 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from sconce.data.discover import find_files
-from sconce.data.records import MissingLibraryError, arrow_records, json_records, need, parquet_records
+from sconce.data.hub import HubError, HubFile, list_files
+from sconce.data.records import MissingLibraryError, Table, arrow_records, json_records, need, parquet_records
 from sconce.errors import DataError
 from sconce.files import sha256_file
+from sconce.hub_address import is_hub, parse_address, spelled
 
+T = TypeVar("T")
 OnError = Literal["stop", "skip"]
 DocumentRule = Literal["passage", "line", "blank-line", "file"]
 """How a text file falls into documents; in JSON lines, Parquet and Arrow files a record is one.
@@ -44,8 +48,9 @@ class _Damaged(Exception):  # noqa: N818 - never leaves this module
 class Source:
     """A file of text or of records. `size` and `sha256` are of its raw bytes; the hash is there after a full pass.
 
-    With on_error "skip", what cannot be used is left out: a record, a line of text, or what remains of a file that
-    is damaged as a whole. `skipped` counts these, `first_fault` says what the first was.
+    `remote` is where they are when they are on the hub; `path` is then a name alone, and the hash of Parquet is what
+    the hub says. With on_error "skip", what cannot be used is left out: a record, a line of text, or what remains of a
+    file that is damaged as a whole. `skipped` counts these, `first_fault` says what the first was.
     """
 
     path: Path
@@ -54,6 +59,7 @@ class Source:
     text_field: str = "text"
     on_error: OnError = "stop"
     sha256: str = ""
+    remote: HubFile | None = None
     skipped: int = field(default=0, init=False)
     first_fault: str = field(default="", init=False)
 
@@ -63,29 +69,57 @@ class Source:
         Raises DataError, unless on_error is "skip", for what is not text: empty, binary, not UTF-8, damaged, a record
         without its text. DataError also where a library that reading needs is missing.
         """
-        self.skipped, self.first_fault, any_text = 0, "", False
+        for _, document in self.numbered(rule, 0, on_read):
+            yield document
+
+    def numbered(
+        self, rule: DocumentRule, start: int = 0, on_read: Callable[[int], None] | None = None
+    ) -> Iterator[tuple[int, bytes]]:
+        """The documents from number `start` on, with their numbers: a row of Parquet, else counted from 0.
+
+        Of a Parquet file what lies before `start` is not read. Raises as `documents` does.
+        """
+        self.skipped, self.first_fault, any_text = 0, "", start > 0
         read = on_read or _ignore
         try:
-            for document in self._documents(rule, read):
+            for number, document in self._numbered(rule, start, read):
                 any_text = any_text or not document.isspace()
-                yield document
+                yield number, document
             if not any_text and not self.skipped:
                 self._fault("no text in it")
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{self.name}: cannot be read: {error.strerror or error}") from error
+
+    @property
+    def name(self) -> str:
+        """The file for people."""
+        return spelled(self.path)
+
+    def open(self) -> BinaryIO:
+        """Its bytes."""
+        return self.path.open("rb") if self.remote is None else self.remote.open()
+
+    def _numbered(self, rule: DocumentRule, start: int, on_read: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
+        suffix = self.path.suffix.lower()
+        if suffix not in (".parquet", ".arrow"):
+            yield from islice(enumerate(self._documents(rule, on_read)), start, None)
+            return
+        self.sha256 = sha256_file(self.path) if self.remote is None else self.remote.digest
+        if suffix == ".parquet":
+            table = Table(self.name, self.size, self.path if self.remote is None else self.remote.open())
+            yield from self._whole(parquet_records(table, self.text_field, self._fault, on_read, start))
+        else:
+            records = arrow_records(self.path, self.text_field, self._fault, on_read)
+            yield from islice(enumerate(self._whole(records)), start, None)
 
     def _documents(self, rule: DocumentRule, on_read: Callable[[int], None]) -> Iterator[bytes]:
         suffixes = [suffix.lower() for suffix in self.path.suffixes]
-        if suffixes[-1:] in ([".parquet"], [".arrow"]):
-            self.sha256 = sha256_file(self.path)
-            read = parquet_records if suffixes[-1] == ".parquet" else arrow_records
-            yield from self._whole(read(self.path, self.text_field, self._fault, on_read))
-            return
         blocks = self._raw_blocks(on_read)
         if suffixes[-1:] in ([".gz"], [".zst"]):
             blocks = self._inflated(blocks, suffixes.pop())
         blocks = _without_mark(blocks)
-        if suffixes[-1:] in ([".jsonl"], [".ndjson"]):
+        # On the hub .json is JSON lines too; of a folder here it never was text.
+        if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or (self.remote is not None and suffixes[-1:] == [".json"]):
             yield from json_records(blocks, self.text_field, self._fault)
         else:
             yield from _cut(self._usable(blocks), rule)
@@ -93,24 +127,24 @@ class Source:
     def _fault(self, what: str) -> None:
         """Something that cannot be used: count it, or raise DataError."""
         if self.on_error == "stop":
-            raise DataError(f"{self.path}: {what}")
+            raise DataError(f"{self.name}: {what}")
         self.skipped += 1
-        self.first_fault = self.first_fault or f"{self.path}: {what}"
+        self.first_fault = self.first_fault or f"{self.name}: {what}"
 
-    def _whole(self, documents: Iterable[bytes]) -> Iterator[bytes]:
+    def _whole(self, documents: Iterable[T]) -> Iterator[T]:
         """Pass on what can be read; what ends a file early is one fault."""
         try:
             yield from documents
-        except MissingLibraryError:
+        except (MissingLibraryError, HubError):
             raise
         except DataError as error:
             if self.on_error == "stop":
                 raise
-            self._fault(str(error).removeprefix(f"{self.path}: "))
+            self._fault(str(error).removeprefix(f"{self.name}: "))
 
     def _raw_blocks(self, on_read: Callable[[int], None]) -> Iterator[bytes]:
         digest = hashlib.sha256()
-        with self.path.open("rb") as file:
+        with self.open() as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 on_read(len(block))
@@ -120,7 +154,7 @@ class Source:
     def _inflated(self, blocks: Iterator[bytes], suffix: str) -> Iterator[bytes]:
         gzip = suffix == ".gz"
         try:
-            yield from _inflate(blocks) if gzip else _expand(blocks, self.path)
+            yield from _inflate(blocks) if gzip else _expand(blocks, self.name)
         except (EOFError, _Damaged) as error:
             self._fault(f"damaged {'gzip' if gzip else 'zstd'} file: {error}")
             for _ in blocks:  # its hash is of all of it
@@ -147,7 +181,7 @@ class Source:
         offset = 0
         for block in blocks:
             if (nul := block.find(0)) >= 0:
-                raise DataError(f"{self.path}: binary (or UTF-16), not UTF-8 text: NUL at byte {offset + nul}")
+                raise DataError(f"{self.name}: binary (or UTF-16), not UTF-8 text: NUL at byte {offset + nul}")
             self._check_utf8(decoder, block, offset)
             offset += len(block)
             yield block
@@ -161,14 +195,22 @@ class Source:
             # The decoder had kept the start of an unfinished character: error.object is that and the block.
             bad = offset + len(block) - len(error.object) + error.start
             raise DataError(
-                f"{self.path}: not UTF-8 at byte {bad}: convert it, for example "
+                f"{self.name}: not UTF-8 at byte {bad}: convert it, for example "
                 "`iconv -f latin1 -t utf-8`, or remove that byte"
             ) from None
 
 
 def list_sources(paths: Sequence[Path], text_field: str = "text", on_error: OnError = "stop") -> list[Source]:
-    """The files at `paths`, in order: see `find_files`. Raises DataError for what is not there."""
-    return [_source(file, text_field, on_error) for file in find_files(paths)]
+    """The files at `paths`, in order: see `find_files`; on the hub those of a split. Raises DataError."""
+    return [source for path in paths for source in _sources(path, text_field, on_error)]
+
+
+def _sources(path: Path, text_field: str, on_error: OnError) -> Iterator[Source]:
+    if not is_hub(path):
+        yield from (_source(file, text_field, on_error) for file in find_files([path]))
+        return
+    for file in list_files(parse_address(path)):
+        yield Source(file.path, file.size, 0, text_field, on_error, remote=file)
 
 
 def _source(path: Path, text_field: str, on_error: OnError) -> Source:
@@ -212,12 +254,12 @@ def _cut(blocks: Iterable[bytes], rule: DocumentRule) -> Iterator[bytes]:
         yield from _runs(_lines(blocks))
 
 
-def _expand(blocks: Iterable[bytes], path: Path) -> Iterator[bytes]:
+def _expand(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
     """Decompress zstd; several frames in a row are one text.
 
     Its library gives all that a piece of input expands to at once: small pieces bound that, however well it compresses.
     """
-    zstandard = need("zstandard", path)
+    zstandard = need("zstandard", name)
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
     frame = decompressor.decompressobj()
     held, size, inside = [b""], 0, True

@@ -227,7 +227,7 @@ def text_request(kind: str, corpus: Corpus, options: TextOptions, more: Mapping[
 
 def _source_facts(source: Source) -> dict[str, Any]:
     return {
-        "path": str(source.path),
+        "path": source.name,
         "size": source.size,
         "mtime_ns": source.mtime_ns,
         "sha256": source.sha256,
@@ -265,6 +265,6 @@ def _is_intact(path: Path, shard: Mapping[str, Any], verify: bool) -> bool:
 
 
 def _is_same(source: Source, facts: dict[str, Any]) -> bool:
-    if (str(source.path), source.size) != (facts["path"], facts["size"]):
+    if (source.name, source.size) != (facts["path"], facts["size"]):
         return False
     return source.mtime_ns == facts["mtime_ns"] or sha256_file(source.path) == facts["sha256"]

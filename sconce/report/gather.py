@@ -14,6 +14,7 @@ from sconce.config.read import flat, read_table
 from sconce.data.shards import Manifest, read_manifest
 from sconce.errors import CheckpointError, ConfigError, DataError, SconceError
 from sconce.files import readable_size
+from sconce.hub_address import is_hub
 from sconce.interop.hf import spec_from_config
 from sconce.report.series import Metrics, read_curves
 from sconce.training.run import RunFolder
@@ -163,7 +164,11 @@ def _hardware(record: Checkpoint) -> Facts:
 def _data(folder: RunFolder, config: dict[str, object], notes: list[str]) -> Facts:
     paths = config.get("data.train_shards")
     texts = cast(list[object], paths) if isinstance(paths, list) else []
-    facts = [("text", ", ".join(Path(str(text)).name for text in texts))] if texts else []
+    facts = (
+        [("text", ", ".join(str(text) if is_hub(str(text)) else Path(str(text)).name for text in texts))]
+        if texts
+        else []
+    )
     if not (folder.root / "data" / "manifest.json").is_file():
         return facts  # made elsewhere, or not yet
     try:

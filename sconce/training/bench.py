@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -67,7 +68,8 @@ def bench_config(
     """Train `steps` updates in a folder that is thrown away, and time them. Raises as `open_run` does."""
     with tempfile.TemporaryDirectory(prefix="sconce-bench-") as place:
         run = open_run(config, RunFolder(Path(place)), hardware=hardware, resume=False, reporter=reporter)
-        return bench_run(run, steps, clock)
+        with closing(run):
+            return bench_run(run, steps, clock)
 
 
 def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
@@ -110,7 +112,7 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
 
 def _read(run: Run, step: int) -> list[Batch]:
     rows = run.order.rows(step)
-    batches = read_in_parts(run.rows, rows, run.order.parts(step), micro_batch_at(run.config, step))
+    batches = read_in_parts(run.data.rows, rows, run.order.parts(step), micro_batch_at(run.config, step))
     rows_sha256(rows, batches)
     return batches
 

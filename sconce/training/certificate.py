@@ -11,7 +11,7 @@ from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.record import Certificate, Checkpoint
 from sconce.data.batches import Batch, rows_sha256
 from sconce.data.order import Order
-from sconce.data.rows import Rows, read_in_parts
+from sconce.data.rows import NumberedRows, read_in_parts
 from sconce.errors import CheckpointError
 
 TOKENS = 256  # of the first row, whose losses are kept one by one
@@ -34,14 +34,19 @@ OTHER_DEVICE = {"fp32": Tolerance(1e-4, 5e-4), "fp16": Tolerance(1e-3, 2e-2), "b
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Witness:
-    """What a certificate is made of: a model on a device, and the rows that come next."""
+    """What a certificate is made of: a model on a device, and the rows that come next, or came `steps_back` before."""
 
     learner: Learner
     device: DeviceInfo
     precision: str
-    rows: Rows
+    rows: NumberedRows
     order: Order
     micro_batch_size: int
+    steps_back: int = 0
+
+    def update(self, step: int) -> int:
+        """After how many updates the one comes whose first micro-batch certifies a run after `step` updates."""
+        return max(0, step - self.steps_back)
 
     def batches(self, rows: NDArray[np.int64], step: int) -> list[Batch]:
         """The rows of the update after `step` updates, as many at a time as the device holds."""
@@ -56,8 +61,9 @@ class Witness:
 
 def certify(witness: Witness, step: int) -> Certificate:
     """The certificate of a run after `step` updates."""
-    rows = witness.order.rows(step)[: witness.micro_batch_size]
-    batches = witness.batches(rows, step)
+    update = witness.update(step)
+    rows = witness.order.rows(update)[: witness.micro_batch_size]
+    batches = witness.batches(rows, update)
     loss, nats = witness.losses(batches)
     # Six decimals are finer than any tolerance, and keep the manifest short.
     return Certificate(tuple(rows.tolist()), rows_sha256(rows, batches), loss, tuple(np.round(nats, 6).tolist()))
@@ -75,20 +81,22 @@ def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
             raise _failed(loaded, "it has none, and only an imported checkpoint may lack it")
         return "none in this checkpoint (it was imported), so nothing to compare with"
     rows = np.array(expected.rows, np.int64)
-    if witness.order.rows(loaded.record.step)[: len(rows)].tolist() != list(expected.rows):
+    update = witness.update(loaded.record.step)
+    if witness.order.rows(update)[: len(rows)].tolist() != list(expected.rows):
         raise _failed(loaded, "the next rows are others than when it was saved: the seed or the number of rows differs")
-    batches = witness.batches(rows, loaded.record.step)
+    batches = witness.batches(rows, update)
     if rows_sha256(rows, batches) != expected.tokens_sha256:
         raise _failed(
             loaded, f"rows {', '.join(map(str, expected.rows[:4]))} ... hold other tokens than when it was saved"
         )
     loss, nats = witness.losses(batches)
+    which = "last" if witness.steps_back else "next"
     allowed = tolerance(loaded.record, witness.device, witness.precision)
     difference = abs(loss - expected.loss)
     if not difference <= allowed.mean:
         raise _failed(
             loaded,
-            f"the next micro-batch has loss {loss:.6f} here and had {expected.loss:.6f} when it was saved, which "
+            f"the {which} micro-batch has loss {loss:.6f} here and had {expected.loss:.6f} when it was saved, which "
             f"rounding does not explain (allowed {allowed.mean:g}): {CULPRITS}",
         )
     apart = np.abs(nats - np.array(expected.nats))
@@ -101,7 +109,7 @@ def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
             f"{allowed.token:g}): {CULPRITS}",
         )
     return (
-        f"the next micro-batch has the loss it had, {loss:.6f} (off by {difference:.1e} of {allowed.mean:g}; "
+        f"the {which} micro-batch has the loss it had, {loss:.6f} (off by {difference:.1e} of {allowed.mean:g}; "
         f"of {len(nats)} tokens none by more than {apart[worst]:.1e} of {allowed.token:g})"
     )
 

@@ -5,14 +5,16 @@ from pathlib import Path
 
 from sconce.backend import Hardware, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint, load_folder
-from sconce.config import config_from_resolved, micro_batch_at, model_spec, ramp
-from sconce.data.rows import open_train_rows
+from sconce.config import RunConfig, config_from_resolved, micro_batch_at, model_spec, ramp
+from sconce.data.order import Order
+from sconce.data.rows import NumberedRows, open_train_rows
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import DataError
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness, check_certificate
 from sconce.training.recipe import make_compute, train_order
+from sconce.training.stream import CachedStream
 from sconce.training.tokens import Say, shards_folder, shards_there
 
 
@@ -48,10 +50,7 @@ class DeepVerifier:
     def _witness(self, loaded: LoadedCheckpoint) -> Witness:
         config = config_from_resolved(loaded.run_config, str(loaded.path / "run.json"))
         tokenizer = load_tokenizer(loaded.path / "tokenizer.json")
-        place = shards_folder(config, loaded.path.resolve().parent.parent, tokenizer)
-        tokens = self._open_tokens(place, tokenizer, loaded)
-        mixed = bool(config.data.weights)
-        rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, self._say)
+        rows, order = self._open_rows(config, tokenizer, loaded)
         spec = model_spec(config, tokenizer.vocab_size)
         compute = replace(make_compute(config, spec), compile=False)
         return Witness(
@@ -60,9 +59,22 @@ class DeepVerifier:
             device=self._backend.device(),
             precision=compute.precision,
             rows=rows,
-            order=train_order(config, rows.sizes),
+            order=order,
             micro_batch_size=micro_batch_at(config, loaded.record.step),
+            steps_back=1 if config.data.streaming else 0,
         )
+
+    def _open_rows(
+        self, config: RunConfig, tokenizer: Tokenizer, loaded: LoadedCheckpoint
+    ) -> tuple[NumberedRows, Order]:
+        root = loaded.path.resolve().parent.parent
+        if config.data.streaming:
+            cached = CachedStream(config, root, tokenizer, loaded)
+            return cached.train, cached.order
+        tokens = self._open_tokens(shards_folder(config, root, tokenizer), tokenizer, loaded)
+        mixed = bool(config.data.weights)
+        rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, self._say)
+        return rows, train_order(config, rows.sizes)
 
     def _open_tokens(self, place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint) -> TokenData:
         if shards_there(place, tokenizer, loaded, verify=False) is None:

@@ -5,7 +5,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ from sconce.config import RunConfig, micro_batch_at, micro_batch_size, precision
 from sconce.data.batches import Batch, chain_rows, regroup, rows_sha256
 from sconce.data.prefetch import Prefetcher
 from sconce.data.rows import read_in_parts
-from sconce.errors import ConfigError, OutOfMemoryError, TrainingError
+from sconce.errors import ConfigError, DataError, OutOfMemoryError, TrainingError
 from sconce.files import write_atomic
 from sconce.flops import count_flops
 from sconce.generation.generate import generate
@@ -111,9 +111,12 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
             )
     except OutOfMemoryError as error:
         raise OutOfMemoryError(trainer.explain(error), intact=error.intact) from None
+    except DataError as error:
+        raise DataError(trainer.explain_data(error)) from error
     finally:
         run.reporter.finish()
         trainer.close()
+        run.close()
     plot_loss(read_metrics(run.folder.metrics), run.folder.plot)
     return outcome
 
@@ -175,7 +178,7 @@ class _Trainer:
         """What the update after `step` updates trains on: any step's batches, in any order of asking."""
         order = self.run.order
         rows = order.rows(step)
-        batches = read_in_parts(self.run.rows, rows, order.parts(step), micro_batch_at(self.run.config, step))
+        batches = read_in_parts(self.run.data.rows, rows, order.parts(step), micro_batch_at(self.run.config, step))
         return _StepData(batches, rows_sha256(rows, batches))
 
     def run_updates(self, data: Prefetcher[_StepData], end: int, request: StopRequest) -> None:
@@ -184,8 +187,11 @@ class _Trainer:
         self.throughput.resume()
         while run.step < end and not request:
             try:
-                queue.append(self.launch(data.next()))
-            except OutOfMemoryError:
+                batches = data.next(until=lambda: bool(request))
+                if batches is None:
+                    break
+                queue.append(self.launch(batches))
+            except (OutOfMemoryError, DataError):
                 while queue:  # the updates before are done or under way, and sound
                     self.finish_update(queue.popleft())
                 raise
@@ -273,6 +279,14 @@ class _Trainer:
         size = micro_batch_at(self.run.config, self.run.step)
         return f"step {self.run.step + 1}: out of memory with {size} sequence(s) at a time ({error}); {saved}. {advice}"
 
+    def explain_data(self, error: DataError) -> str:
+        """Save what was trained; what is wrong with the data, and where the run stands."""
+        with suppress(OutOfMemoryError, DataError):  # what was saved before stays
+            self.save_if_new()
+        if not self.saved_step:
+            return f"{error}; nothing was saved yet"
+        return f"{error}; step {self.saved_step} is saved, and --resume goes on from there"
+
     def finish_update(self, queued: _Queued) -> None:
         """Read one update's figures and send them where they go."""
         run, step = self.run, queued.step
@@ -349,7 +363,7 @@ class _Trainer:
         if batch_size is None:  # as much text whatever the micro-batch, which is the device's affair
             batch_size = math.gcd(micro_batch_size(run.config), run.config.data.batch_size)
             count = count and count * run.config.data.batch_size // batch_size
-        batches = run.held_out.in_order(batch_size, count)
+        batches = run.data.held_out.in_order(batch_size, count)
         return evaluate(run.learner, batches, run.tokenizer.token_bytes)
 
     def evaluate(self) -> bool:

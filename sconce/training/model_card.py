@@ -11,6 +11,7 @@ from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.stream import RUN
 from sconce.config.read import flat
 from sconce.errors import CheckpointError
+from sconce.hub_address import parse_address
 from sconce.interop.hf import class_for, spec_from_config
 from sconce.spec import ModelSpec
 from sconce.training.metrics import read_metrics
@@ -68,7 +69,7 @@ def model_card(checkpoint: LoadedCheckpoint, options: CardOptions) -> dict[str, 
     records = run_records(checkpoint)
     curve = _curve(records)
     parts = [
-        front_matter(options.library, options.license, "pipeline_tag: text-generation"),
+        _front_matter(checkpoint, options),
         f"# {options.name}\n\n{_summary(checkpoint)}",
         f"## Use\n\n{options.usage.strip()}",
         "## Architecture\n\n" + _table(("", ""), _architecture(checkpoint)),
@@ -78,6 +79,12 @@ def model_card(checkpoint: LoadedCheckpoint, options: CardOptions) -> dict[str, 
         *_scores(checkpoint),
     ]
     return {README: ("\n\n".join(part.rstrip() for part in parts) + "\n").encode(), **curve}
+
+
+def _front_matter(checkpoint: LoadedCheckpoint, options: CardOptions) -> str:
+    datasets = sorted({parse_address(address).repo for address in _commits(checkpoint)})
+    listed = ["datasets:", *(f"- {name}" for name in datasets)] if datasets else []
+    return front_matter(options.library, options.license, "pipeline_tag: text-generation", *listed)
 
 
 def check_license(license_: str | None) -> None:
@@ -100,6 +107,11 @@ def front_matter(library: str, license_: str | None, *others: str) -> str:
         "---",
     ]
     return "\n".join(lines)
+
+
+def _commits(checkpoint: LoadedCheckpoint) -> Mapping[str, str]:
+    """The data sets of the hub that a stream was of, each with its commit."""
+    return checkpoint.record.stream.get("commits", {})
 
 
 def _summary(checkpoint: LoadedCheckpoint) -> str:
@@ -137,6 +149,8 @@ def _training(checkpoint: LoadedCheckpoint) -> Iterator[Row]:
             yield key, str(value).lower() if isinstance(value, bool) else value
     if record.best is not None:
         yield "best held-out loss", f"{record.best[1]:.4f} nats a token, at step {record.best[0]:,}"
+    for address, commit in _commits(checkpoint).items():
+        yield "data set", f"{address} at commit {commit}"
     yield "data fingerprint", record.cursor.get("fingerprint") or "unknown"
     yield "tokenizer sha256", record.tokenizer_sha256
     yield "hardware", record.hardware.get("name") or "unknown"

@@ -2,7 +2,7 @@
 
 import fcntl
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +20,7 @@ from sconce.config import (
 )
 from sconce.data.batches import NO_ROWS
 from sconce.data.order import Order
-from sconce.data.rows import Rows, open_rows, open_train_rows
-from sconce.data.shards import TokenData
-from sconce.errors import CheckpointError, ConfigError, DataError
+from sconce.errors import CheckpointError, ConfigError
 from sconce.flops import count_flops
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
@@ -30,15 +28,14 @@ from sconce.log import log, phase
 from sconce.planning.devices import of_backend
 from sconce.planning.probe import matmul_flops_per_second
 from sconce.planning.utilization import Yardstick, tera
-from sconce.ramp import Ramp
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness
+from sconce.training.data import RunData, open_data
 from sconce.training.fit import fit_to_device
 from sconce.training.metrics import Reporter
-from sconce.training.recipe import make_compute, make_optim, make_schedule, train_order
-from sconce.training.tokens import run_tokens
+from sconce.training.recipe import make_compute, make_optim, make_schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +98,12 @@ class Run:
     config: RunConfig
     folder: RunFolder
     tokenizer: Tokenizer
-    tokens: TokenData
-    rows: Rows
-    held_out: Rows
+    data: RunData
     spec: ModelSpec
     backend: Backend
     learner: Learner
     store: CheckpointStore
     schedule: Schedule
-    order: Order
     reporter: Reporter
     step: int
     best: tuple[int, float] | None
@@ -119,15 +113,26 @@ class Run:
     yardstick: Yardstick
 
     @property
+    def order(self) -> Order:
+        """Which rows each step trains on."""
+        return self.data.order
+
+    def close(self) -> None:
+        """End what runs beside the training."""
+        self.data.close()
+
+    @property
     def witness(self) -> Witness:
         """What certifies the run as it stands."""
         return Witness(
             learner=self.learner,
             device=self.backend.device(),
             precision=precision(self.config),
-            rows=self.rows,
+            rows=self.data.rows,
             order=self.order,
             micro_batch_size=micro_batch_at(self.config, self.step),
+            # A stream's next rows may not be here yet, and must not keep a run from being saved.
+            steps_back=0 if self.data.streamed is None else 1,
         )
 
 
@@ -158,52 +163,36 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         yardstick = measure_device(config, spec, backend)
     reporter.say(describe_yardstick(yardstick, precision(config)))
     config, fitted = fit_to_device(config, spec, device, loaded)
-    with phase("token shards"):
-        tokens = run_tokens(config, folder.root, tokenizer, loaded, reporter.say)
-    log.debug("token shards: %s, fingerprint %s", tokens.folder, tokens.fingerprint[:12])
-    if config.data.weights:
-        _check_sources(config, tokens)
-    seq_len = ramp(config).longest
-    rows = open_train_rows(tokens, seq_len, config.data.packing, bool(config.data.weights))
-    _check_fits(config, spec, tokenizer, tokens)
-    held_out = open_rows(tokens, "validation", seq_len, config.data.packing)
-    order = train_order(config, rows.sizes)
-    schedule = make_schedule(config, order)
-    reporter.say(
-        f"model: {spec.num_params:,} parameters; {schedule.total_steps} steps of {_tokens_a_step(order.ramp)} tokens, "
-        f"{order.epoch(schedule.total_steps):.1f} epochs"
-    )
-    if len(order.ramp.stages) > 1:
-        reporter.say(f"stages: {order.ramp.describe()}")
-    reporter.say(fitted)
-    if config.data.packing == "bestfit":
-        empty = 1 - tokens.train.num_tokens / (rows.num_rows * rows.seq_len)
-        reporter.say(f"packing: {rows.num_rows:,} rows, {empty:.2%} of their places empty")
-    if config.data.weights:
-        reporter.say(_describe_mixture(tokens, order, schedule.total_steps))
-    if (note := caution(spec)) is not None:
-        reporter.say(f"note: {note}")
-    return Run(
-        config=config,
-        folder=folder,
-        tokenizer=tokenizer,
-        tokens=tokens,
-        rows=rows,
-        held_out=held_out,
-        spec=spec,
-        backend=backend,
-        learner=_make_learner(config, spec, backend, loaded),
-        store=store,
-        schedule=schedule,
-        order=order,
-        reporter=reporter,
-        step=loaded.record.step if loaded else 0,
-        best=loaded.record.best if loaded else None,
-        rows_sha256=str(loaded.record.cursor.get("rows_sha256", NO_ROWS)) if loaded else NO_ROWS,
-        imported_steps=loaded.record.imported_steps if loaded else 0,
-        resumed_from=loaded,
-        yardstick=yardstick,
-    )
+    _check_prompt(config, spec, tokenizer)
+    with ExitStack() as stack:
+        data = open_data(config, folder.root, tokenizer, loaded, reporter.say)
+        stack.callback(data.close)  # unless the run comes to be, and closes it
+        schedule = make_schedule(config, data.order)
+        reporter.say(f"model: {spec.num_params:,} parameters; {_describe_steps(data.order, schedule.total_steps)}")
+        for line in (fitted, *data.describe(config, schedule.total_steps)):
+            reporter.say(line)
+        if (note := caution(spec)) is not None:
+            reporter.say(f"note: {note}")
+        run = Run(
+            config=config,
+            folder=folder,
+            tokenizer=tokenizer,
+            data=data,
+            spec=spec,
+            backend=backend,
+            learner=_make_learner(config, spec, backend, loaded),
+            store=store,
+            schedule=schedule,
+            reporter=reporter,
+            step=loaded.record.step if loaded else 0,
+            best=loaded.record.best if loaded else None,
+            rows_sha256=str(loaded.record.cursor.get("rows_sha256", NO_ROWS)) if loaded else NO_ROWS,
+            imported_steps=loaded.record.imported_steps if loaded else 0,
+            resumed_from=loaded,
+            yardstick=yardstick,
+        )
+        stack.pop_all()
+    return run
 
 
 def measure_device(config: RunConfig, spec: ModelSpec, backend: Backend) -> Yardstick:
@@ -225,35 +214,16 @@ def describe_yardstick(yardstick: Yardstick, kind: str) -> str:
     )
 
 
-def _check_sources(config: RunConfig, tokens: TokenData) -> None:
-    """Raise ConfigError when `data.weights` would speak of other sources than those that the shards are of."""
-    now, then = ([Path(path).name for path in paths] for paths in (config.data.train_shards, tokens.manifest.paths))
-    if now != then:
-        raise ConfigError(
-            f"data.train_shards: {', '.join(now)} now, {', '.join(then)} in {tokens.folder}; data.weights are theirs "
-            "in that order: put them back, or train in another --run-dir"
-        )
+def _describe_steps(order: Order, steps: int) -> str:
+    """How many, of how many tokens, in how many epochs; of a stream, whose length is not known, not the last."""
+    each = [stage.batch_size * stage.seq_len for stage in order.ramp.stages]
+    size = f"{each[0]:,}" if len(set(each)) == 1 else f"{min(each):,} to {max(each):,}"
+    epochs = f", {order.epoch(steps):.1f} epochs" if order.num_rows else ""
+    return f"{steps} steps of {size} tokens{epochs}"
 
 
-def _tokens_a_step(stages: Ramp) -> str:
-    each = [stage.batch_size * stage.seq_len for stage in stages.stages]
-    return f"{each[0]:,}" if len(set(each)) == 1 else f"{min(each):,} to {max(each):,}"
-
-
-def _describe_mixture(tokens: TokenData, order: Order, steps: int) -> str:
-    paths = zip(tokens.manifest.paths, order.sequence.sizes, order.source_epochs(steps), strict=True)
-    return "mixture: " + "; ".join(
-        f"{Path(path).name} {size:,} rows, {epochs:.2f} epochs by step {steps}" for path, size, epochs in paths
-    )
-
-
-def _check_fits(config: RunConfig, spec: ModelSpec, tokenizer: Tokenizer, tokens: TokenData) -> None:
-    """Raise DataError when nothing is held out, ConfigError when the prompt fills the model."""
-    if tokens.validation.num_tokens < 2:
-        raise DataError(
-            "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
-            "data.validation_shards"
-        )
+def _check_prompt(config: RunConfig, spec: ModelSpec, tokenizer: Tokenizer) -> None:
+    """Raise ConfigError when the prompt fills the model."""
     prompt = len(tokenizer.encode(config.runtime.sample.prompt))
     if prompt >= spec.max_position_embeddings:
         raise ConfigError(

@@ -28,7 +28,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
         step=run.step,
         tokens=run.order.ramp.places(run.step),
         cursor={
-            "fingerprint": run.tokens.fingerprint,
+            **run.data.cursor(run.step),
             "seed": run.order.seed,
             "rows_consumed": run.order.ramp.rows(run.step),
             "rows_sha256": run.rows_sha256,

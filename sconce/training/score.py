@@ -15,6 +15,7 @@ from sconce.errors import ConfigError, DataError
 from sconce.generation.model import TextModel
 from sconce.generation.score import HeldTokens, Score, Tokens, Windows, score_tokens
 from sconce.tokenizer.bpe import Tokenizer
+from sconce.training.stream import CachedStream
 from sconce.training.tokens import shards_folder, shards_there
 
 HELD_OUT = "held-out"
@@ -83,7 +84,7 @@ def _sources(model: TextModel, options: ScoreOptions) -> Iterator[tuple[str, Tok
         return
     for source in list_sources(options.texts):
         documents = (document.decode() for document in source.documents(options.rule))
-        yield str(source.path), HeldTokens(_encode(model.tokenizer, documents))
+        yield source.name, HeldTokens(_encode(model.tokenizer, documents))
 
 
 def _encode(tokenizer: Tokenizer, documents: Iterator[str]) -> NDArray[np.int32]:
@@ -100,6 +101,10 @@ def _held_out(model: TextModel) -> Iterator[tuple[str, Tokens]]:
     if "run.json" not in loaded.record.files:
         raise DataError(f"{model.path}: no run's config in it, so no held-out text is known: name text with --text")
     config = config_from_resolved(loaded.run_config, str(model.path / "run.json"))
+    if config.data.streaming:
+        cached = CachedStream(config, model.path.resolve().parent.parent, model.tokenizer, loaded)
+        yield HELD_OUT, cached.held_out().validation
+        return
     place = shards_folder(config, model.path.resolve().parent.parent, model.tokenizer)
     tokens = shards_there(place, model.tokenizer, loaded, verify=True)
     if tokens is None:

@@ -9,10 +9,11 @@ from sconce.data.prepare import is_current
 from sconce.data.rows import open_train_rows
 from sconce.data.shards import TokenData
 from sconce.data.show import StepReader
-from sconce.errors import CheckpointError, DataError
+from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.recipe import make_schedule, train_order
 from sconce.training.run import RunFolder, check_same_run
+from sconce.training.stream import CachedStream, stream_folder
 from sconce.training.tokens import (
     Say,
     corpus_of,
@@ -31,6 +32,8 @@ def reader_of_run(folder: RunFolder, say: Say | None = None) -> StepReader:
     Raises CheckpointError when it is no run's folder, DataError when its shards or tokenizer are gone.
     """
     config, tokenizer, loaded = _open_folder(folder)
+    if config.data.streaming:
+        return _reader(config, tokenizer, CachedStream(config, folder.root, tokenizer, loaded), loaded, say)
     place = shards_folder(config, folder.root, tokenizer)
     tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None:
@@ -42,8 +45,14 @@ def reader_of_run(folder: RunFolder, say: Say | None = None) -> StepReader:
 
 
 def shards_of_run(folder: RunFolder) -> tuple[Path, Tokenizer]:
-    """Where the token shards of the run in `folder` are, if they are, and its tokenizer. Raises CheckpointError."""
+    """Where the token shards of the run in `folder` are, if they are, and its tokenizer.
+
+    Raises CheckpointError, and DataError for a run that has none as a whole.
+    """
     config, tokenizer, _ = _open_folder(folder)
+    if config.data.streaming:
+        place = stream_folder(config, folder.root, tokenizer)
+        raise DataError(f"{folder.root}: trains on a stream: name one of its windows, {place}/window-…, or held-out")
     return shards_folder(config, folder.root, tokenizer), tokenizer
 
 
@@ -61,6 +70,11 @@ def _open_folder(folder: RunFolder) -> tuple[RunConfig, Tokenizer, LoadedCheckpo
 def prepare_run(config: RunConfig, folder: RunFolder, say: Say, workers: int | None) -> TokenData:
     """Make the token shards that training `config` in `folder` asks for, by what `train` itself would call."""
     assert config.tokenizer.tokenizer_json is not None, "load_config asks for it"
+    if config.data.streaming:
+        raise ConfigError(
+            "data.streaming: there is nothing to prepare, `sconce train` makes windows as it goes; with "
+            "data.streaming=false all of the data set becomes token shards"
+        )
     tokenizer = load_tokenizer(config.tokenizer.tokenizer_json)
     loaded = newest_intact(folder.checkpoints)
     if loaded is not None:
@@ -79,6 +93,8 @@ def reader_of_config(config: RunConfig, folder: RunFolder, say: Say | None = Non
     loaded = newest_intact(folder.checkpoints)
     if loaded is not None:
         check_same_run(config, tokenizer, loaded)
+    if config.data.streaming:
+        return _reader(config, tokenizer, CachedStream(config, folder.root, tokenizer, loaded), loaded, say)
     corpus, place = corpus_of(config), shards_folder(config, folder.root, tokenizer)
     tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
@@ -95,17 +111,26 @@ def _tokenizer_path(config: RunConfig, folder: RunFolder, loaded: LoadedCheckpoi
 
 
 def _reader(
-    config: RunConfig, tokenizer: Tokenizer, tokens: TokenData, loaded: LoadedCheckpoint | None, say: Say | None
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    tokens: TokenData | CachedStream,
+    loaded: LoadedCheckpoint | None,
+    say: Say | None,
 ) -> StepReader:
-    mixed = bool(config.data.weights)
-    rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, say)
-    order = train_order(config, rows.sizes)
+    sources: list[str] = []
+    if isinstance(tokens, CachedStream):
+        rows, order = tokens.train, tokens.order
+    else:
+        mixed = bool(config.data.weights)
+        rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, say)
+        order = train_order(config, rows.sizes)
+        sources = tokens.manifest.paths if mixed else []
     return StepReader(
         data=tokens,
         tokenizer=tokenizer,
         rows=rows,
         order=order,
-        sources=tokens.manifest.paths if mixed else (),
+        sources=sources,
         total_steps=make_schedule(config, order).total_steps,
         imported_steps=0 if loaded is None else loaded.record.imported_steps,
     )

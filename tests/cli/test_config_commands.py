@@ -71,8 +71,8 @@ def test_every_flag_of_orchestrate_does_what_it_says(run):
         (["--skip-tokenizer", "--force-retrain-tokenizer"], "exclude each other"),
         (["--reuse-shards", "--force-reshard"], "exclude each other"),
         (["--profile", "runpod_1b"], "made for another job (profile"),
-        (["--stream"], "give --input FOLDER"),
-        (["--dataset=fineweb"], "give --input FOLDER"),
+        (["--stream"], "made for another job (inputs"),
+        (["--dataset=fineweb"], "goes with --stream"),
         (["--tokenizer-max-lines", 5], "--tokenizer-max-bytes N"),
         (["--loader-workers", 5], "--override data.prefetch=N"),
         (["--tensorboard", "logs"], "takes no folder"),
@@ -216,5 +216,5 @@ def test_every_flag_that_the_guide_names_is_there():
     listed = text.partition("knows the old flags")[2].partition("## A config file")[0]
     offered = commands.sconce("orchestrate", "--help", env={"COLUMNS": "300", "NO_COLOR": "1"}).stdout
     flags = set(re.findall(r"`(--[\w-]+)", listed))
-    assert len(flags) == 32
+    assert len(flags) == 40
     assert {flag for flag in flags if not re.search(rf"{flag}\b", offered)} == set()

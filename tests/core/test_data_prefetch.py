@@ -50,3 +50,18 @@ def test_closing_does_not_wait_for_a_stuck_producer():
         started = time.monotonic()
     assert time.monotonic() - started < 3
     release.set()
+
+
+def test_waiting_ends_when_it_is_asked_to():
+    """As when a signal comes while a stream has nothing to train on."""
+    asked, released = [], threading.Event()
+
+    def produce(step):
+        released.wait(5)
+        return step
+
+    with Prefetcher(produce, 0) as batches:
+        assert batches.next(until=lambda: bool(asked.append(1)) or len(asked) > 2) is None
+        released.set()
+        assert batches.next(until=lambda: False) == 0
+    assert len(asked) == 3

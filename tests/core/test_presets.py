@@ -9,6 +9,7 @@ from sconce.config import config_from, load_preset, model_spec, precision, prese
 from sconce.config.presets import preset_path
 from sconce.config.provenance import settings
 from sconce.errors import ConfigError
+from sconce.hub_address import parse_address
 from sconce.planning.devices import named
 from sconce.training.plan import plan_run
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 DEVICES = {
     "local_smoke": "m1-8",
     "m3_20m": "m3-16",
+    "m3_20m_streaming": "m3-16",
     "m3_medium": "m3-16",
     "rtx5090_400m": "rtx-5090",
     "rtx5090_550m": "rtx-5090",
@@ -26,7 +28,7 @@ DEVICES = {
     "runpod_2b": "h100",
     "runpod_4b": "h200",
 }
-NAMED = {"local_smoke": 1.1e6, "m3_medium": 22e6}
+NAMED = {"local_smoke": 1.1e6, "m3_medium": 22e6, "m3_20m_streaming": 20e6}
 
 
 def said_size(name):
@@ -75,6 +77,15 @@ def test_budget_precision_and_heads(name):
     assert precision(config) == "bf16"
     assert config.model.num_key_value_heads < config.model.num_attention_heads
     assert config.scheduler.min_lr == pytest.approx(config.optimizer.learning_rate / 10)
+
+
+def test_the_streaming_preset_is_its_namesake_on_a_stream():
+    plain, streamed = load_preset("m3_20m"), load_preset("m3_20m_streaming")
+    assert (streamed.model, streamed.optimizer, streamed.scheduler) == (plain.model, plain.optimizer, plain.scheduler)
+    assert streamed.data.streaming
+    assert [str(parse_address(path)) for path in streamed.data.train_shards] == [
+        "hf://HuggingFaceFW/fineweb-edu?config=sample-10BT"
+    ]
 
 
 def test_larger_models_learn_at_lower_rates():
