@@ -1,6 +1,6 @@
 """`sconce data prepare`, `inspect`, `stats`, `verify`: make token shards, and look at them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,12 +35,27 @@ class OnError(StrEnum):
 PlaceArgument = Annotated[
     Path, typer.Argument(metavar="FOLDER_OR_RUN", help="A folder of token shards, or the folder of a run.")
 ]
+# Options of `prepare` by parameter: those that a config file has keys for, and those that change a config.
+_WITHOUT_CONFIG = {
+    "inputs": "--input",
+    "tokenizer": "--tokenizer",
+    "out": "--out",
+    "validation": "--validation",
+    "validation_fraction": "--validation-fraction",
+    "document": "--document",
+    "text_field": "--text-field",
+    "on_error": "--on-error",
+    "shard_tokens": "--shard-tokens",
+}
+_WITH_CONFIG = {"run_dir": "--run-dir", "override": "--override"}
+
 TokenizerOption = Annotated[
     Path | None, typer.Option("--tokenizer", metavar="FILE", help="A tokenizer.json, or a folder that holds one.")
 ]
 
 
 def prepare(
+    context: typer.Context,
     config: Annotated[Path | None, typer.Argument(help="Prepare what this config trains on, for its run.")] = None,
     inputs: Annotated[
         list[Path] | None,
@@ -89,14 +104,18 @@ def prepare(
 
     terminal = make_reporter(quiet, as_json)
     if config is not None:
-        if inputs or tokenizer or out or validation or shard_tokens:
+        if idle := _given(context, _WITHOUT_CONFIG):
             raise ConfigError(
-                f"{config}: --input, --validation, --tokenizer, --out and --shard-tokens go without a config file"
+                f"{config}: {', '.join(idle)}: not beside a config file, which has keys for it (--override)"
             )
         _prepare_config(config, run_dir, override or [], workers, terminal)
         return
     if not inputs or tokenizer is None or out is None:
         raise ConfigError("give a config file, or --input, --tokenizer and --out")
+    if idle := _given(context, _WITH_CONFIG):
+        raise ConfigError(f"{', '.join(idle)}: only with a config file")
+    if not 0 < validation_fraction < 1:
+        raise ConfigError(f"--validation-fraction: found {validation_fraction}, expected more than 0 and less than 1")
     corpus = Corpus(
         paths=tuple(inputs),
         validation_paths=tuple(validation or ()),
@@ -107,6 +126,12 @@ def prepare(
     )
     built = build_tokens(corpus, _load(tokenizer), out, say=terminal.say, workers=workers, shard_tokens=shard_tokens)
     _report(built, terminal)
+
+
+def _given(context: typer.Context, parameters: Mapping[str, str]) -> list[str]:
+    """Which of these options were typed."""
+    sources = {name: context.get_parameter_source(name) for name in parameters}
+    return [parameters[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _prepare_config(

@@ -319,7 +319,7 @@ def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
 def _pieces(line: bytes) -> Iterator[bytes]:
     while len(line) > LINE_MAX_BYTES:
         cut = LINE_MAX_BYTES
-        while line[cut] & 0xC0 == 0x80:  # inside a character
+        while cut > LINE_MAX_BYTES - 4 and line[cut] & 0xC0 == 0x80:  # inside a character, of four bytes at most
             cut -= 1
         yield line[:cut]
         line = line[cut:]

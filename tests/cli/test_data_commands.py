@@ -110,7 +110,11 @@ def test_bad_input_is_one_line_or_counted(tokenizer, mixed, tmp_path, name, cont
 
 def test_options_that_do_not_go_together(tokenizer, mixed, tmp_path):
     refused(sconce_here("data", "prepare", "--input", mixed), "--tokenizer and --out")
-    refused(sconce_here("data", "prepare", mixed / "a.txt", "--out", tmp_path), "go without a config file")
+    for option in (("--out", tmp_path), ("--on-error", "stop"), ("--document", "line"), ("--validation-fraction", 0.1)):
+        refused(sconce_here("data", "prepare", mixed / "a.txt", *option), f"{option[0]}: not beside a config file")
+    text = ("--input", mixed, "--tokenizer", tokenizer, "--out", tmp_path / "out")
+    refused(sconce_here("data", "prepare", *text, "--override", "runtime.seed=1"), "only with a config file")
+    refused(sconce_here("data", "prepare", *text, "--validation-fraction", 0), "expected more than 0")
 
 
 @pytest.mark.slow

@@ -70,6 +70,12 @@ def test_long_lines_are_cut_between_characters(tmp_path):
     assert [len(piece.encode()) for piece in pieces] == [2**20 - 1, 2**20, 2, 3]
 
 
+def test_a_long_line_of_broken_characters_is_skipped(tmp_path):
+    path = write(tmp_path, b"good\n" + b"\xc3" + b"\x80" * 2**21 + b"\nalso good\n", "text.txt")
+    (source,) = list_sources([path], on_error="skip")
+    assert [document.decode() for document in source.documents("line")] == ["good", "also good"]
+
+
 def test_memory_is_bounded_without_newlines(tmp_path):
     path = write(tmp_path, gzip.compress(b"word " * (32 * 2**20 // 5), 1), "text.gz")
     (source,) = list_sources([path])
