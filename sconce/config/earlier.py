@@ -14,6 +14,9 @@ from sconce.config.read import Table, inner_table
 ROPE_MODES = ("preapply", "pre-applied", "pre", "on_the_fly", "onthefly", "online", "auto")
 # Optional there, with no value meaning what it means here to leave the key out.
 _NULLABLE = (
+    "model.rope_theta",
+    "runtime.evaluation",
+    "runtime.checkpoint",
     "model.attn_dropout",
     "model.residual_dropout",
     "scheduler.warmup_steps",

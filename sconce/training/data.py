@@ -58,8 +58,13 @@ class RunData:
             self.streamed.stream.close()
 
     def describe(self, config: RunConfig, steps: int) -> list[str]:
-        """Lines on the stages, on how rows are packed and mixed, and on what a stream's windows are."""
+        """Lines on what is held out in name only, stages, how rows are packed and mixed, and a stream's windows."""
         lines: list[str] = []
+        if both := set(config.data.validation_shards) & set(config.data.train_shards):
+            lines.append(
+                f"WARNING: data.validation_shards: {', '.join(map(str, sorted(both)))}: trained on as well, so "
+                "held-out loss is of text that the model has seen; leave the key out to hold documents back"
+            )
         num_rows = self.order.num_rows
         if len(self.order.ramp.stages) > 1:
             lines.append(f"stages: {self.order.ramp.describe()}")

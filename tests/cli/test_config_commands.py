@@ -195,7 +195,9 @@ def test_the_commands_of_the_guide_work(run, tmp_path):
     table["model"] |= {"hidden_size": 16, "intermediate_size": 32, "vocab_size": 300, "max_position_embeddings": 32}
     table["scheduler"] |= {"total_steps": 2, "warmup_steps": 1}
     table["tokenizer"]["tokenizer_json"] = str(run / "tokenizer/tokenizer.json")
-    table["data"] |= {"train_shards": [str(run.parent / "corpus.txt")], "validation_shards": []}
+    text = [str(run.parent / "corpus.txt")]
+    table["data"] |= {"train_shards": text, "validation_shards": text}  # as that system's own files had it
+    table["model"]["rope_theta"] = None
     written = earlier.write(tmp_path, "old.yaml", table)
     written.rename(tmp_path / "old.yaml")
     text = (ROOT / "docs/coming-from-rust.md").read_text(encoding="utf-8")
@@ -206,6 +208,10 @@ def test_the_commands_of_the_guide_work(run, tmp_path):
         assert program == "sconce"
         done = sconce(*words, cwd=tmp_path)
         assert done.returncode == 0, (command, done.stderr)
+    unconverted = sconce_here(
+        "train", "--config", "old.yaml", "--run-dir", "runs/old", "--backend", "cpu", cwd=tmp_path
+    )
+    assert "corpus.txt: trained on as well, so held-out loss" in unconverted.stdout, unconverted.stderr
     assert checkpoints(tmp_path / "runs/new") == ["step-00000002"]
     kept = json.loads((tmp_path / "runs/new/run.json").read_text())["model"]
     assert (kept["mlp"], kept["mlp_bias"], kept["attention_bias"]) == ("plain", True, True)

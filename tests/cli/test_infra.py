@@ -203,7 +203,10 @@ def test_the_dockerfile_is_pinned_copies_what_is_there_and_opens_tensorboards_po
     pinned = re.findall(r"^[a-z0-9-]+==\S+$", (INFRA / "constraints.txt").read_text(), re.MULTILINE)
     names = {line.split("==")[0] for line in pinned}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["data"]]
+    (install,) = re.findall(r'"/opt/sconce\[([a-z,]+)\]"', "\n".join(lines))
+    extras = install.split(",")
+    assert {"data", "hub"} <= set(extras), "the guide streams, and reads compressed text"
+    wanted = [*project["dependencies"], *(item for extra in extras for item in project["optional-dependencies"][extra])]
     for requirement in wanted:
         name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
         assert name in names or name == "mlx", name
