@@ -13,14 +13,11 @@ from sconce.tokenizer.bpe import train_tokenizer
 TEXT = "a lamp on the wall, a wall on the hill, a hill in the night; naïve 🙂 "
 
 
-def write_run(folder, scale=1.0, **changes):
-    """The run at `folder`, with a model of `changes` to the smallest spec; weights far apart make sharp choices."""
-    tokenizer = train_tokenizer([TEXT * 20], 280, folder / "tokenizer", [])
-    spec = make_spec(**{"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 128, **changes})
-    weights = random_weights(spec, scale=scale)
+def save_model(store, spec, weights, tokenizer):
+    """A checkpoint at step 1 of these weights, its moments zero; its folder."""
+    names = state_names(spec, OptimSpec())
     state = (
-        (name, weights[name[6:]] if name.startswith("model/") else np.zeros(shape, np.float32))
-        for name, shape in state_names(spec, OptimSpec())
+        (name, weights[name[6:]] if name.startswith("model/") else np.zeros(shape, np.float32)) for name, shape in names
     )
     files = model_files(
         spec,
@@ -32,6 +29,13 @@ def write_run(folder, scale=1.0, **changes):
     facts = Checkpoint(
         step=1, tokens=0, cursor={}, best=None, backend="torch", precision="fp32", versions={}, hardware={}
     )
-    store = CheckpointStore(folder / "checkpoints", keep=1)
-    store.save(state, state_names(spec, OptimSpec()), facts, files=files, is_best=False)
+    return store.save(state, names, facts, files=files, is_best=False)
+
+
+def write_run(folder, scale=1.0, **changes):
+    """The run at `folder`, with a model of `changes` to the smallest spec; weights far apart make sharp choices."""
+    tokenizer = train_tokenizer([TEXT * 20], 280, folder / "tokenizer", [])
+    spec = make_spec(**{"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 128, **changes})
+    weights = random_weights(spec, scale=scale)
+    save_model(CheckpointStore(folder / "checkpoints", keep=1), spec, weights, tokenizer)
     return folder

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
+from small_run import save_model
 from tiny import QKV_BIASES, SCALINGS, make_spec, random_weights
 
-from sconce.backend import ComputeOptions, state_names
+from sconce.backend import ComputeOptions
 from sconce.checkpoint.load import open_checkpoint
-from sconce.checkpoint.record import Checkpoint
 from sconce.checkpoint.store import CheckpointStore
-from sconce.interop.hf import hf_config, mlx_lm_refusals, model_files, spec_from_config
-from sconce.optim import OptimSpec
+from sconce.interop.hf import hf_config, mlx_lm_refusals, spec_from_config
 from sconce.tokenizer.bpe import train_tokenizer
 
 torch = pytest.importorskip("torch", reason="transformers' models run in torch")
@@ -62,23 +61,8 @@ def write(tokenizer, tmp_path):
 
     def written(changes, **options):
         spec = make_spec(vocab_size=tokenizer.vocab_size, **changes)
-        weights = random_weights(spec)
-        state = (
-            (name, weights[name[6:]] if name.startswith("model/") else np.zeros(shape, np.float32))
-            for name, shape in state_names(spec, OptimSpec())
-        )
-        files = model_files(
-            spec,
-            tokenizer_json=tokenizer.path.read_bytes(),
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            pad_id=tokenizer.pad_id,
-        )
-        facts = Checkpoint(
-            step=1, tokens=0, cursor={}, best=None, backend="", precision="fp32", versions={}, hardware={}
-        )
         store = CheckpointStore(tmp_path / "checkpoints", keep=1, **options)
-        return spec, store.save(state, state_names(spec, OptimSpec()), facts, files=files, is_best=False)
+        return spec, save_model(store, spec, random_weights(spec), tokenizer)
 
     return written
 
