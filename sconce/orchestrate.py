@@ -41,8 +41,8 @@ class LocalJob:
 
     `tokenizer` and `shards` say what becomes of those in the run folder: train and build says make them, anew where
     nobody trained with them, reuse insists on them, and remake replaces them. `shared_tokenizer` is a tokenizer.json
-    outside the run folder: taken where the run has none to keep, and written when one is trained. `cache_dir` is
-    data.cache_dir.
+    outside the run folder: taken where the run has none to keep, and written when one is trained; it learns from
+    `tokenizer_bytes` of the text, less from a stream unless said. `cache_dir` is data.cache_dir.
     """
 
     inputs: tuple[Path, ...] = ()
@@ -51,7 +51,7 @@ class LocalJob:
     vocab_size: int | None = None
     tokenizer_json: Path | None = None
     tokenizer: Literal["train", "reuse", "remake"] = "train"
-    tokenizer_bytes: int = TOKENIZER_BYTES
+    tokenizer_bytes: int | None = None
     shared_tokenizer: Path | None = None
     shards: Literal["build", "reuse", "remake"] = "build"
     cache_dir: Path | None = None
@@ -300,12 +300,13 @@ def _settle_tokenizer(job: LocalJob, corpus: Corpus, path: Path, reporter: Repor
 def _train_tokenizer(job: LocalJob, corpus: Corpus, path: Path) -> Tokenizer:
     """Of the size asked for; without a wish, as near to the preset's as the text allows."""
     size = planned_vocab_size(job, RunFolder(path.parents[1]))
+    limit = job.tokenizer_bytes or (STREAM_TOKENIZER_BYTES if is_streamed(job) else TOKENIZER_BYTES)
     try:
-        return train_on_corpus(corpus, size, path.parent, job.tokenizer_bytes)
+        return train_on_corpus(corpus, size, path.parent, limit)
     except VocabularyError as error:
         if job.vocab_size is not None:
             raise
-        return train_on_corpus(corpus, error.supported, path.parent, job.tokenizer_bytes)
+        return train_on_corpus(corpus, error.supported, path.parent, limit)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:

@@ -251,7 +251,7 @@ def orchestrate(
     as_json: JsonOption = False,
 ) -> None:
     """From text files to a trained model: tokenizer, shards, training, evaluation, samples."""
-    from sconce.orchestrate import STREAM_TOKENIZER_BYTES, TOKENIZER_BYTES, LocalJob
+    from sconce.orchestrate import LocalJob
     from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
 
@@ -293,7 +293,7 @@ def orchestrate(
         tokenizer_json=tokenizer_json,
         tokenizer=_one_of("--skip-tokenizer", skip_tokenizer, "--force-retrain-tokenizer", force_retrain_tokenizer)
         or "train",
-        tokenizer_bytes=tokenizer_max_bytes or (TOKENIZER_BYTES if streamed is None else STREAM_TOKENIZER_BYTES),
+        tokenizer_bytes=tokenizer_max_bytes,
         shards=_one_of("--reuse-shards", reuse_shards, "--force-reshard", force_reshard) or "build",
         resume=resume,
         overrides=tuple(overrides),

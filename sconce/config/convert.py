@@ -13,6 +13,8 @@ from sconce.config.fields import PATHS, fields, value_type
 from sconce.config.load import config_from
 from sconce.config.overrides import absolutize
 from sconce.config.read import Table, inner_table, read_table
+from sconce.config.streaming_file import apply_streaming_file
+from sconce.hub_address import is_hub
 
 HEADER = """\
 # Converted from {name} by `sconce config convert`. Paths are relative to this file.
@@ -26,7 +28,7 @@ def convert_config(path: Path, home: Path, overrides: Sequence[str] = ()) -> tup
     `overrides` are written into it. Raises ConfigError with every fault when what comes out could not be trained.
     """
     table = read_table(path)
-    notes = migrate(table)
+    notes = migrate(table) + apply_streaming_file(table, path.parent)
     absolutize(table, path.resolve().parent)
     config_from(table, str(path), overrides)  # which also puts the overrides into the table
     written = copy.deepcopy(table)
@@ -44,9 +46,13 @@ def _relativize(table: Table, steps: Sequence[str], base: Path) -> None:
         return
     value = section[steps[-1]]
     if isinstance(value, list):
-        section[steps[-1]] = [os.path.relpath(str(item), base) for item in cast(list[object], value)]
+        section[steps[-1]] = [_relative(str(item), base) for item in cast(list[object], value)]
     elif value is not None:
-        section[steps[-1]] = os.path.relpath(str(value), base)
+        section[steps[-1]] = _relative(str(value), base)
+
+
+def _relative(path: str, base: Path) -> str:
+    return path if is_hub(path) else os.path.relpath(path, base)
 
 
 def _without_none(table: Table) -> Table:

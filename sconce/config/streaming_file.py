@@ -35,6 +35,8 @@ def apply_streaming_file(table: Table, folder: Path) -> list[str]:
     data |= {"streaming": True, "train_shards": [str(address)]}
     data |= {key: fields[key] for key in ("max_samples", "stream_batch_size") if fields.get(key) is not None}
     notes = [f"{NAME}: streams {address}"]
+    if fields.get("experiment") is not None:
+        notes.append(f"{NAME}: experiment: not read, as a run is named by its folder")
     if data.pop("validation_shards", None):
         notes.append(f"{NAME}: data.validation_shards is not read: documents of the stream are held out by their hash")
     return notes

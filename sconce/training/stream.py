@@ -139,13 +139,13 @@ class CachedStream:
 
     def window(self, window: int) -> TokenStore:
         """The tokens of a window. Raises DataError, with those there are, when it is not here."""
-        there = sorted(self._cache.windows())
-        if window not in there:
-            raise DataError(
-                f"{self.folder}: window {window} of the stream is not here, only {_ranges(there)}: it is made again "
-                "when training needs it"
-            )
         if window not in self._open:
+            there = sorted(self._cache.windows())
+            if window not in there:
+                raise DataError(
+                    f"{self.folder}: window {window} of the stream is not here, only {_ranges(there)}: it is made "
+                    "again when training needs it"
+                )
             self._open[window] = self._cache.open(window).train
         return self._open[window]
 

@@ -15,6 +15,7 @@ from commands import SMALL, checkpoints, overrides, records, sconce_here, start,
 from hub import Faults, environment, point_here, serving, write_toy
 from workspace import roots
 
+from sconce.config.load import load_config
 from sconce.data.hub import list_files, resolve
 from sconce.tokenizer.bpe import train_tokenizer
 
@@ -215,7 +216,14 @@ def test_the_earlier_systems_file_beside_a_config(hub, tmp_path, monkeypatch):
     data = json.loads((tmp_path / "run/run.json").read_text())["data"]
     assert (data["max_samples"], data["stream_batch_size"], data["train_shards"]) == (300, 16, ["hf://org/toy"])
     assert not (tmp_path / "run/data").exists()
+    assert "experiment: not read" in done.stdout
     assert len(list((tmp_path / "disk").glob("*/window-00000000/manifest.json"))) == 1
+    converted = tmp_path / "elsewhere/converted.toml"
+    done = sconce_here("config", "convert", tmp_path / "training.toml", "--out", converted, *some)
+    assert done.returncode == 0, done.stderr
+    written = load_config(converted).data
+    assert (written.streaming, written.max_samples, written.window_tokens) == (True, 300, 1024)
+    assert '"hf://org/toy"' in converted.read_text()
     for name, value, says in (
         ("split", None, "split: missing"),
         ("max_samples", "many", 'found "many", expected int'),
