@@ -3,8 +3,9 @@
     python benchmarks/peers.py [--framework torch|mlx] [--shape M|S] [--precision fp32|bf16] [--seq N] [--json]
 
 Contestants take turns, a few steps each, so that a slower minute of the machine meets all of them: the figure to read
-is the median of the ratios to the first contestant, round by round. Memory is the peak of a process of its own that
-does three steps: of the process on a CPU, of its arrays in MLX and on CUDA. Everybody computes Llama with AdamW, the
+is the median of the ratios to the first contestant, round by round; on a machine that has other work, the ratio by
+processor time. Each is a process of its own, with its own allocator's settings, whose peak memory is given: of the
+process on a CPU, of its arrays in MLX and on CUDA. Everybody computes Llama with AdamW, the
 same betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all.
 """
 
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,16 @@ FRAMEWORKS = {
     "mlx": ["mlx-lm compiled", "sconce", "sconce compiled", "sconce lean"],
 }
 Step = Callable[[], None]
+ANSWER = "taken: "  # what a contestant's line to us begins with, among whatever its libraries print
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What some steps took; the peak is that of all steps so far."""
+
+    seconds: float
+    processor_seconds: float
+    peak_bytes: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ def sconce_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
     from sconce.init import InitialWeights
     from sconce.optim import OptimSpec
     from sconce.spec import ModelSpec
+    from sconce.training.recipe import default_loss_chunk
 
     spec = ModelSpec(
         vocab_size=shape.vocab,
@@ -82,7 +94,7 @@ def sconce_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
         precision=arguments.precision,
         compile=name.endswith("compiled"),
         recompute_every=1 if lean else 0,
-        loss_chunk=512 if lean else None,
+        loss_chunk=512 if lean else default_loss_chunk(shape.rows * shape.seq, shape.vocab),
     )
     optim = OptimSpec(beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
     hardware = "mlx" if arguments.framework == "mlx" else arguments.device
@@ -261,42 +273,58 @@ def peak_bytes(arguments: argparse.Namespace) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure_memory(name: str) -> int:
-    """In a process of its own, as the peak of a process never falls."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--memory-of", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout.splitlines()[-1])
+class Contestant:
+    """A process that makes the step of one name and does as many as it is told, and says what they took."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        command = [sys.executable, __file__, *sys.argv[1:], "--contestant", name]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, steps: int) -> Taken:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(steps, file=self.process.stdin, flush=True)
+        for line in self.process.stdout:
+            if line.startswith(ANSWER):
+                return Taken(**json.loads(line.removeprefix(ANSWER)))
+        raise SystemExit(f"{self.name} has ended")
+
+
+def contest(arguments: argparse.Namespace) -> None:
+    """Be the contestant: a number of steps a line in, what they took a line out, until there is no more."""
+    step = make(arguments.contestant, arguments)
+    for line in sys.stdin:
+        clock, processor = time.perf_counter(), time.process_time()
+        for _ in range(int(line)):
+            step()
+        taken = Taken(time.perf_counter() - clock, time.process_time() - processor, peak_bytes(arguments))
+        print(ANSWER + json.dumps(asdict(taken)), flush=True)
 
 
 def compete(arguments: argparse.Namespace) -> list[dict[str, object]]:
     names = [name for name in FRAMEWORKS[arguments.framework] if name not in arguments.without]
-    steps, first = {}, {}
-    for name in names:
-        step = steps[name] = make(name, arguments)
-        started = time.perf_counter()
-        step()
-        first[name] = time.perf_counter() - started
-        step()
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    contestants = [Contestant(name) for name in names]
+    first = [contestant.run(1) for contestant in contestants]
+    for contestant in contestants:
+        contestant.run(1)
+    rounds = [[contestant.run(STEPS) for contestant in contestants] for _ in range(arguments.rounds)]
     shape = shape_of(arguments)
-    for _ in range(arguments.rounds):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(STEPS):
-                step()
-            rates[name].append(STEPS * shape.rows * shape.seq / (time.perf_counter() - started))
     rows = []
-    for name in names:
-        ratios = [own / base for own, base in zip(rates[name], rates[names[0]], strict=True)]
+    for number, name in enumerate(names):
+        rates = [STEPS * shape.rows * shape.seq / taken[number].seconds for taken in rounds]
         rows.append(
             {
                 "name": name,
-                "tokens_per_second": statistics.median(rates[name]),
-                "slowest": min(rates[name]),
-                "fastest": max(rates[name]),
-                "ratio": statistics.median(ratios),
-                "first_step_seconds": first[name],
-                "peak_bytes": measure_memory(name),
+                "tokens_per_second": statistics.median(rates),
+                "slowest": min(rates),
+                "fastest": max(rates),
+                "ratio": statistics.median(taken[0].seconds / taken[number].seconds for taken in rounds),
+                "processor_ratio": statistics.median(
+                    taken[0].processor_seconds / taken[number].processor_seconds for taken in rounds
+                ),
+                "first_step_seconds": first[number].seconds,
+                "peak_bytes": rounds[-1][number].peak_bytes,
             }
         )
     return rows
@@ -313,20 +341,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contestant out")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.framework == "mlx" and arguments.precision != "fp32":
         parser.error("mlx-lm keeps its optimizer in the weights' dtype: only fp32 compares the same training")
-    if arguments.framework == "mlx":
+    if arguments.framework == "mlx" and arguments.contestant:
         from sconce.backend import load_backend
 
         load_backend("mlx")  # before MLX is imported: OpenBLAS for both sides
-    if arguments.memory_of:
-        step = make(arguments.memory_of, arguments)
-        for _ in range(3):
-            step()
-        print(peak_bytes(arguments), flush=True)
-        os._exit(0)  # the Trainer's thread still waits
+    if arguments.contestant:
+        contest(arguments)
+        return
     rows = compete(arguments)
     if arguments.json:
         print(json.dumps(rows))
@@ -337,11 +362,12 @@ def main() -> None:
 def print_table(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:
     shape = shape_of(arguments)
     print(f"{arguments.shape}, {shape.rows} rows of {shape.seq}, {arguments.precision}, {arguments.framework}")
-    print(f"{'':24}{'tokens/s':>9}{'spread':>18}{'ratio':>7}{'first step':>12}{'peak MB':>9}")
+    print(f"{'':24}{'tokens/s':>9}{'spread':>18}{'ratio':>7}{'of CPU':>8}{'first step':>12}{'peak MB':>9}")
     for row in rows:
         spread = f"{row['slowest']:,.0f}-{row['fastest']:,.0f}"
         print(
             f"{row['name']:24}{row['tokens_per_second']:9,.0f}{spread:>18}{row['ratio']:7.2f}"
+            f"{row['processor_ratio']:8.2f}"
             f"{row['first_step_seconds']:10.1f} s{row['peak_bytes'] / 1e6:9,.0f}"
         )
 

@@ -321,7 +321,7 @@ class RuntimeConfig(Section):
     loss_chunk: int | None = Field(
         default=None,
         ge=0,
-        description="Tokens whose logits are held at once; 0 for all. Default: all, or less where they exceed 256 MiB.",
+        description="Tokens whose logits are held at once; 0 for all. Default: 32 MiB of them, but 512 tokens.",
     )
     compile: bool | None = Field(default=None, description="Compile the step. Default: on a GPU, not on a CPU.")
     run_dir: Path | None = Field(default=None, description="Folder that the run owns; --run-dir wins.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from sconce.planning.memory import Memory, Setting, step_memory
 
 FULL_TOKENS = 4096  # from so many tokens at once the matrix products keep a device busy
-CHUNKS = (512, 1024, 2048, 4096)
+LEAST_CHUNK = 512  # tokens: below, the matrix products are too thin
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,8 @@ def best_choice(choices: list[Choice]) -> Choice:
 
 
 def with_least_logits(setting: Setting) -> Setting:
-    """The setting with the loss_chunk, of its own and CHUNKS, that needs the least memory.
-
-    Smaller is not always less: MLX keeps a gradient of the head for every chunk.
-    """
-    if setting.options.loss_chunk is None:
+    """The setting with chunks of the loss as small as they may be, where it is cut at all."""
+    chunk = setting.options.loss_chunk
+    if chunk is None:
         return setting
-    chunks = [setting.options.loss_chunk, *(chunk for chunk in CHUNKS if chunk < setting.tokens)]
-    settings = [replace(setting, options=replace(setting.options, loss_chunk=chunk)) for chunk in chunks]
-    return min(settings, key=lambda candidate: step_memory(candidate).logits)
+    return replace(setting, options=replace(setting.options, loss_chunk=min(chunk, LEAST_CHUNK)))

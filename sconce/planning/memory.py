@@ -11,7 +11,7 @@ from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-MLX_BLOCKED_FROM, MLX_BLOCK = 512, 256  # from where, and in how many queries, MLX's attention goes by blocks
+MLX_BLOCKED_FROM, MLX_RECOMPUTED_FROM, MLX_BLOCK = 256, 1024, 128  # tokens: of sconce_mlx.attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,7 +177,10 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
     if not mlx:
         return kept, 0
     if setting.options.attention == "auto" and setting.seq_len >= MLX_BLOCKED_FROM:
-        return kept + act * 3 * q_size, 6 * act * spec.num_heads * MLX_BLOCK
+        kept += act * 3 * q_size
+        if setting.seq_len < MLX_RECOMPUTED_FROM:
+            kept += act * spec.num_heads * (setting.seq_len + MLX_BLOCK) // 2
+        return kept, 6 * act * spec.num_heads * MLX_BLOCK
     return kept + act * row, act * row
 
 
@@ -216,9 +219,8 @@ def _loss_bytes(setting: Setting) -> int:
     table = spec.vocab_size * spec.hidden_size
     chunk = min(setting.options.loss_chunk or setting.tokens, setting.tokens)
     if setting.framework == "mlx":
-        chunks = -(-setting.tokens // chunk)
         logits = chunk * spec.vocab_size * (8 if act == 4 else 10)
-        return logits + (4 * chunks * table if chunks > 1 else 0)  # MLX makes every chunk's part before it adds them
+        return logits + (2 * 4 * table if chunk < setting.tokens else 0)  # a chunk's part, and the sum with it
     a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
     cast = table * act if act < 4 else 0
     return chunk * spec.vocab_size * a_token + (4 + act) * table + cast + 2 * setting.tokens * spec.hidden_size * act

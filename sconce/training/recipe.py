@@ -17,12 +17,11 @@ from sconce.config import (
 from sconce.data.order import Order, block_counts, make_order
 from sconce.errors import ConfigError
 from sconce.optim import OptimSpec
+from sconce.planning.choice import LEAST_CHUNK
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 
-LOGITS_BYTES = 256 * 2**20  # float32 logits that are made at once; larger ones are made in chunks
-CHUNK_BYTES = 64 * 2**20
-MIN_CHUNK = 256  # tokens: below, the matrix products are too thin
+CHUNK_BYTES = 32 * 2**20  # float32 logits that are made at once
 # Variables of the system before Sconce, each with what to do instead.
 ATTN_RETIRED = {
     "ATTN_PRECISION": "attention computes in runtime.precision, its softmax in float32",
@@ -130,7 +129,10 @@ def _loss_chunk(config: RunConfig, spec: ModelSpec) -> int | None:
     asked = config.runtime.loss_chunk
     if asked is not None:
         return asked or None
-    tokens = micro_batch_size(config) * ramp(config).longest
-    if 4 * tokens * spec.vocab_size <= LOGITS_BYTES:
-        return None
-    return max(MIN_CHUNK, CHUNK_BYTES // (4 * spec.vocab_size))
+    return default_loss_chunk(micro_batch_size(config) * ramp(config).longest, spec.vocab_size)
+
+
+def default_loss_chunk(tokens: int, vocab_size: int) -> int | None:
+    """How many tokens' logits a micro-batch of `tokens` makes at once; None for all."""
+    chunks = -(-tokens // max(LEAST_CHUNK, CHUNK_BYTES // (4 * vocab_size)))
+    return -(-tokens // chunks) if chunks > 1 else None

@@ -88,10 +88,12 @@ def test_segments_keep_documents_apart(backend, window):
 
 @pytest.mark.parametrize("window", [None, 5, 100])
 @pytest.mark.parametrize("segments", [False, True])
-def test_attention_in_blocks_equals_the_reference(backend, monkeypatch, window, segments):
+@pytest.mark.parametrize("recomputed_from", [8, 100])
+def test_attention_in_blocks_equals_the_reference(backend, monkeypatch, window, segments, recomputed_from):
     """MLX's own way with long sequences, here from a length of 8 on, in uneven blocks of 6."""
     if backend.name != "mlx":
         pytest.skip("PyTorch's kernels need no blocks")
+    monkeypatch.setattr("sconce_mlx.attention.RECOMPUTED_FROM", recomputed_from)
     for module, name, value in (("attention", "BLOCK", 6), ("model", "BLOCKED_FROM", 8)):
         monkeypatch.setattr(importlib.import_module(f"sconce_mlx.{module}"), name, value)
     spec = make_spec(**SPEC, sliding_window=window)

@@ -1,15 +1,17 @@
 """Who sees whom, and training attention whose memory is linear in the sequence length.
 
 MLX's fused kernel has no gradient on Metal: differentiated, it makes every score at once, (B, N, T, T). Blocks of
-queries, each computed again for its gradient, hold one block's scores at a time and skip the future.
+queries skip the future, which is half of them, and in long sequences are computed again for their gradient, so that
+one block's scores are held at a time.
 """
 
 from functools import partial
 
 import mlx.core as mx
 
-BLOCKED_FROM = 512  # tokens; measured there as fast as in one piece, with a quarter less memory
-BLOCK = 256
+BLOCKED_FROM = 256  # tokens
+RECOMPUTED_FROM = 1024  # tokens; kept, the scores would from there be more than all else that a layer keeps
+BLOCK = 128
 
 
 def visible(queries_T: mx.array, keys_S: mx.array, window: int | None) -> mx.array:
@@ -29,14 +31,15 @@ def mask_of(queries: slice, keys: slice, window: int | None, segments_BT: mx.arr
 def attend_in_blocks(
     q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, window: int | None, segments_BT: mx.array | None
 ) -> mx.array:
-    """Causal attention, (B, N, T, D), that keeps no scores for the gradient."""
+    """Causal attention, (B, N, T, D), that keeps few scores for the gradient, and from RECOMPUTED_FROM none."""
     length = q_BNTD.shape[2]
+    recomputed = mx.checkpoint if length >= RECOMPUTED_FROM else lambda attend: attend
     blocks: list[mx.array] = []
     for start in range(0, length, BLOCK):
         end = min(start + BLOCK, length)
         first = 0 if window is None else max(0, start - window + 1)
         # Bound and not passed: recomputing wants a gradient for every argument, and integers have none.
-        attend = mx.checkpoint(partial(_attend, slice(start, end), slice(first, end), window, segments_BT))
+        attend = recomputed(partial(_attend, slice(start, end), slice(first, end), window, segments_BT))
         blocks.append(attend(q_BNTD[:, :, start:end], k_BKTD[:, :, first:end], v_BKTD[:, :, first:end]))
     return mx.concatenate(blocks, axis=2)
 
@@ -50,6 +53,7 @@ def _attend(
     k_BKSD: mx.array,
     v_BKSD: mx.array,
 ) -> mx.array:
-    mask = mask_of(queries, keys, window, segments_BT)
+    # Added and not selected by: MLX's CPU adds in vectors, and selects one by one.
+    seen = mx.where(mask_of(queries, keys, window, segments_BT), 0.0, float("-inf")).astype(q_BNTD.dtype)
     scale = q_BNTD.shape[3] ** -0.5
-    return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKSD, v_BKSD, scale=scale, mask=mask)
+    return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKSD, v_BKSD, scale=scale, mask=seen)

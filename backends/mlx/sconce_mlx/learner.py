@@ -21,6 +21,7 @@ from sconce.backend import (
     take,
 )
 from sconce.dropout import row_keys
+from sconce.heap import give_back_freed_memory, keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import MLXDecoder
@@ -56,6 +57,8 @@ class MLXLearner:
     def __init__(self, spec: ModelSpec, optim: OptimSpec, run: ComputeOptions, weights: TensorSource) -> None:
         self.spec = spec
         self.run = run
+        if not mx.metal.is_available():  # where whoever recomputes is short of memory
+            give_back_freed_memory() if run.recompute_every else keep_freed_memory()
         named = [(param.name, param.shape) for param in spec.params()]
         check_names(named, weights)
         self.params: Tree = {name: mx.array(take(weights, name, shape)) for name, shape in named}

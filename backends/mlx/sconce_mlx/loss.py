@@ -28,8 +28,8 @@ def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chun
         total, grad_weight_VH = mx.array(0.0), mx.array(0.0)
         grads_x: list[mx.array] = []
         for start, end in _chunks(targets_N.size, chunk):
-            # A chunk waits for the one before: else MLX makes the logits of several at once.
-            x = mx.depends(x_NH[start:end], [grad_weight_VH])
+            # A chunk waits for all of the one before: else MLX holds the logits of several at once.
+            x = mx.depends(x_NH[start:end], [grad_weight_VH, *grads_x[-1:]])
             targets = targets_N[start:end, None]
             scored, picked = (targets >= 0).astype(mx.float32), mx.maximum(targets, 0)
             logits = (x @ weight.T).astype(mx.float32)

@@ -22,12 +22,13 @@ from sconce.backend import (
     take,
 )
 from sconce.dropout import row_keys
+from sconce.heap import give_back_freed_memory, keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.compile import Compiled
 from sconce_torch.decode import TorchDecoder
 from sconce_torch.loss import summed_nats, token_nats
-from sconce_torch.memory import give_back_freed_memory, out_of_memory
+from sconce_torch.memory import out_of_memory
 from sconce_torch.model import Model
 from sconce_torch.optim import LossScaler, Optimizer
 
@@ -71,8 +72,8 @@ class TorchLearner:
     ) -> None:
         self.spec = spec
         self.device = device
-        if run.recompute_every and device.type == "cpu":  # whoever recomputes is short of memory
-            give_back_freed_memory()
+        if device.type == "cpu":  # where whoever recomputes is short of memory
+            give_back_freed_memory() if run.recompute_every else keep_freed_memory()
         with torch.device(device):
             self.model = Model(spec, run)
         self.params = dict(self.model.named_parameters())
