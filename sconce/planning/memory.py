@@ -177,10 +177,9 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
     if not mlx:
         return kept, 0
     if setting.options.attention == "auto" and setting.seq_len >= MLX_BLOCKED_FROM:
-        kept += act * 3 * q_size
-        if setting.seq_len < MLX_RECOMPUTED_FROM:
-            kept += act * spec.num_heads * (setting.seq_len + MLX_BLOCK) // 2
-        return kept, 6 * act * spec.num_heads * MLX_BLOCK
+        is_kept = setting.seq_len < MLX_RECOMPUTED_FROM
+        kept += act * (q_size + spec.num_heads * (setting.seq_len + MLX_BLOCK) // 2 if is_kept else 3 * q_size)
+        return kept, 2 * act * spec.num_heads * MLX_BLOCK
     return kept + act * row, act * row
 
 

@@ -1,11 +1,12 @@
 """Who sees whom, and training attention whose memory is linear in the sequence length.
 
 MLX's fused kernel has no gradient on Metal: differentiated, it makes every score at once, (B, N, T, T). Blocks of
-queries skip the future, which is half of them, and in long sequences are computed again for their gradient, so that
+queries skip the future, which is half of them, and in long sequences compute them again for their gradient, so that
 one block's scores are held at a time.
 """
 
-from functools import partial
+from collections.abc import Sequence
+from typing import cast
 
 import mlx.core as mx
 
@@ -31,29 +32,65 @@ def mask_of(queries: slice, keys: slice, window: int | None, segments_BT: mx.arr
 def attend_in_blocks(
     q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, window: int | None, segments_BT: mx.array | None
 ) -> mx.array:
-    """Causal attention, (B, N, T, D), that keeps few scores for the gradient, and from RECOMPUTED_FROM none."""
-    length = q_BNTD.shape[2]
-    recomputed = mx.checkpoint if length >= RECOMPUTED_FROM else lambda attend: attend
-    blocks: list[mx.array] = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        first = 0 if window is None else max(0, start - window + 1)
-        # Bound and not passed: recomputing wants a gradient for every argument, and integers have none.
-        attend = recomputed(partial(_attend, slice(start, end), slice(first, end), window, segments_BT))
-        blocks.append(attend(q_BNTD[:, :, start:end], k_BKTD[:, :, first:end], v_BKTD[:, :, first:end]))
-    return mx.concatenate(blocks, axis=2)
+    """Causal attention, (B, N, T, D), that keeps half of the probabilities for the gradient, or none in a long row.
+
+    The gradient is that of softmax(q k / sqrt(D)) v, block by block, as in FlashAttention (Dao et al. 2022, section
+    3.1 and appendix B.2).
+    """
+    length, scale = q_BNTD.shape[2], q_BNTD.shape[3] ** -0.5
+    starts = range(0, length, BLOCK)
+    queries = [slice(start, min(start + BLOCK, length)) for start in starts]
+    keys = [slice(0 if window is None else max(0, own.start - window + 1), own.stop) for own in queries]
+    recomputed = length >= RECOMPUTED_FROM
+
+    def probabilities(block: int, q_BKRD: mx.array, k_BKTD: mx.array) -> mx.array:
+        """(B, K, R, S) of one block; its R rows are the queries of all heads that share a key."""
+        mask = mask_of(queries[block], keys[block], window, segments_BT)
+        # Added and not selected by: MLX's CPU adds in vectors, and selects one by one.
+        bias = mx.where(mask, 0.0, float("-inf")).astype(q_BKRD.dtype)
+        scores = (q_BKRD * scale) @ k_BKTD[:, :, keys[block]].swapaxes(2, 3)
+        by_head = scores.reshape(*scores.shape[:2], -1, *bias.shape[2:]) + bias[:, :, None]
+        return mx.softmax(by_head.reshape(scores.shape), axis=-1, precise=True)
+
+    def forward(q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array) -> list[mx.array]:
+        out: list[mx.array] = []
+        kept: list[mx.array] = []
+        for block, own in enumerate(queries):
+            # A block waits for the one before: else MLX holds the scores of several at once.
+            q = mx.depends(_by_key_head(q_BNTD[:, :, own], k_BKTD), out[-1:])
+            probs = probabilities(block, q, k_BKTD)
+            out.append((probs @ v_BKTD[:, :, keys[block]]).reshape(q_BNTD[:, :, own].shape))
+            if not recomputed:
+                kept.append(probs)
+        return [mx.concatenate(out, axis=2), *kept]
+
+    def backward(
+        primals: Sequence[mx.array], cotangents: Sequence[mx.array], outputs: Sequence[mx.array]
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        q_BNTD, k_BKTD, v_BKTD = primals
+        (out_BNTD, *kept), grad_BNTD = outputs, cotangents[0]
+        grad_q: list[mx.array] = []
+        grad_k, grad_v = mx.zeros(k_BKTD.shape, k_BKTD.dtype), mx.zeros(v_BKTD.shape, v_BKTD.dtype)
+        for block, own in enumerate(queries):
+            q, grad, out = mx.depends(
+                [_by_key_head(x_BNTD[:, :, own], k_BKTD) for x_BNTD in (q_BNTD, grad_BNTD, out_BNTD)],
+                [*grad_q[-1:], grad_k, grad_v],
+            )
+            seen = keys[block]
+            probs = probabilities(block, q, k_BKTD) if recomputed else kept[block]
+            grad_v[:, :, seen] = grad_v[:, :, seen] + probs.swapaxes(2, 3) @ grad
+            grad_probs = grad @ v_BKTD[:, :, seen].swapaxes(2, 3)
+            grad_scores = probs * (grad_probs - (grad * out).sum(axis=-1, keepdims=True))
+            grad_k[:, :, seen] = grad_k[:, :, seen] + grad_scores.swapaxes(2, 3) @ (q * scale)
+            grad_q.append((grad_scores @ k_BKTD[:, :, seen] * scale).reshape(q_BNTD[:, :, own].shape))
+        return mx.concatenate(grad_q, axis=2), grad_k, grad_v
+
+    function = mx.custom_function(forward)
+    function.vjp(backward)
+    out_BNTD, *_ = cast(list[mx.array], function(q_BNTD, k_BKTD, v_BKTD))
+    return out_BNTD
 
 
-def _attend(
-    queries: slice,
-    keys: slice,
-    window: int | None,
-    segments_BT: mx.array | None,
-    q_BNTD: mx.array,
-    k_BKSD: mx.array,
-    v_BKSD: mx.array,
-) -> mx.array:
-    # Added and not selected by: MLX's CPU adds in vectors, and selects one by one.
-    seen = mx.where(mask_of(queries, keys, window, segments_BT), 0.0, float("-inf")).astype(q_BNTD.dtype)
-    scale = q_BNTD.shape[3] ** -0.5
-    return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKSD, v_BKSD, scale=scale, mask=seen)
+def _by_key_head(x_BNTD: mx.array, k_BKTD: mx.array) -> mx.array:
+    """The rows of the heads that share a key after each other, (B, K, N / K * T, D)."""
+    return x_BNTD.reshape(*k_BKTD.shape[:2], -1, x_BNTD.shape[3])
