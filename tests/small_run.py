@@ -19,13 +19,7 @@ def save_model(store, spec, weights, tokenizer):
     state = (
         (name, weights[name[6:]] if name.startswith("model/") else np.zeros(shape, np.float32)) for name, shape in names
     )
-    files = model_files(
-        spec,
-        tokenizer_json=tokenizer.path.read_bytes(),
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-    )
+    files = model_files(spec, tokenizer)
     facts = Checkpoint(
         step=1, tokens=0, cursor={}, best=None, backend="torch", precision="fp32", versions={}, hardware={}
     )

@@ -1,28 +1,18 @@
 """`sconce eval`: how well a checkpoint predicts text, and how it does in benchmarks."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sconce_cli.options import BackendOption, Dtype, DtypeOption, Hardware, JsonOption, ModelArgument
+from sconce_cli.options import BackendOption, Document, Dtype, DtypeOption, Hardware, JsonOption, ModelArgument
 
 if TYPE_CHECKING:
     from sconce.checkpoint.evaluations import Result
     from sconce.evaluation.harness import TaskOptions
     from sconce.generation.model import TextModel
     from sconce.training.score import ScoreOptions
-
-
-class Document(StrEnum):
-    """What one document of a file is."""
-
-    passage = "passage"
-    line = "line"
-    blank_line = "blank-line"
-    file = "file"
 
 
 def eval_(

@@ -111,9 +111,9 @@ def _texts(prompts: Sequence[str], file: Path | None, each_line: bool) -> list[s
 def _print_text(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> None:
     """One continuation as it comes; several when all are there."""
     if len(prompts) == 1:
-        model.request(prompts[0])  # a prompt that is refused must not have been printed
+        pieces = model.stream(prompts, figures)  # which refuses a prompt before it is printed
         typer.echo(str(prompts[0].text), nl=False)
-        for piece in model.stream(prompts, figures):
+        for piece in pieces:
             typer.echo(piece.text, nl=False)
         typer.echo()
         return

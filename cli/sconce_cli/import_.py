@@ -70,23 +70,14 @@ def import_(
 
 
 def _report(done: "Imported", out: Path) -> None:
-    import shlex
+    from sconce_cli.summary import next_commands
 
-    from sconce.interop.earlier_config import MORE_STEPS
-    from sconce_cli.summary import program, train_command
-
-    overrides = [] if done.knows_text else ['data.train_shards=["corpus.txt"]']
-    if done.step >= done.total_steps:
-        overrides.append(f"scheduler.total_steps={done.step + MORE_STEPS}")
     moments = "with" if done.has_moments else "without"
     lines = [
         f"imported {done.source}",
         f"  {done.num_params:,} parameters from {done.precision}, {moments} moments, at step {done.step}",
         f"  to {done.checkpoint}",
         *[f"note: {note}" for note in done.notes],
-        "",
-        "next:",
-        f'  {shlex.quote(program())} generate {shlex.quote(str(out))} --prompt "Once"',
-        f"  {train_command(out / 'training.toml', out, 'auto', overrides)}",
+        *next_commands(out, done.step, done.total_steps, done.knows_text),
     ]
     typer.echo("\n".join(lines))

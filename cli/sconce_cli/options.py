@@ -28,6 +28,15 @@ class Dtype(StrEnum):
     fp16 = "fp16"
 
 
+class Document(StrEnum):
+    """What one document of a text file is."""
+
+    passage = "passage"
+    line = "line"
+    blank_line = "blank-line"
+    file = "file"
+
+
 BackendOption = Annotated[
     Hardware, typer.Option("--backend", help="auto: MLX on Apple Silicon, else CUDA, else the CPU.")
 ]

@@ -19,6 +19,7 @@ def pull(
     from sconce.hub.connection import Hub
     from sconce.hub.pull import PullJob
     from sconce.hub.pull import pull as pull_repo
+    from sconce_cli.summary import next_commands
 
     done = pull_repo(PullJob(repo=repo, out=out, revision=revision, tokenizer_only=tokenizer_only), Hub(repo))
     typer.echo(f"pulled {repo} at commit {done.commit}")
@@ -29,17 +30,4 @@ def pull(
     for note in done.notes:
         typer.echo(f"note: {note}")
     if done.kind != "tokenizer":
-        _next(out, done.step, done.total_steps, done.text_is_here)
-
-
-def _next(out: Path, step: int, total_steps: int | None, text_is_here: bool) -> None:
-    import shlex
-
-    from sconce.interop.earlier_config import MORE_STEPS
-    from sconce_cli.summary import program, train_command
-
-    overrides = [] if text_is_here else ['data.train_shards=["corpus.txt"]']
-    if total_steps is not None and step >= total_steps:
-        overrides.append(f"scheduler.total_steps={step + MORE_STEPS}")
-    typer.echo(f'\nnext:\n  {shlex.quote(program())} generate {shlex.quote(str(out))} --prompt "Once"')
-    typer.echo(f"  {train_command(out / 'training.toml', out, 'auto', overrides)}")
+        typer.echo("\n".join(next_commands(out, done.step, done.total_steps, done.text_is_here)))

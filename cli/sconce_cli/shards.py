@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sconce_cli.options import JsonOption, OverrideOption, QuietOption, RunDirOption, chosen_run_dir
+from sconce_cli.options import Document, JsonOption, OverrideOption, QuietOption, RunDirOption, chosen_run_dir
 
 if TYPE_CHECKING:
     from sconce.data.examine import SplitStats
     from sconce.data.shards import Manifest, TokenData
     from sconce.tokenizer.bpe import Tokenizer
     from sconce_cli.console import Terminal
-
-
-class Document(StrEnum):
-    """What one document of a text file is."""
-
-    passage = "passage"
-    line = "line"
-    blank_line = "blank-line"
-    file = "file"
 
 
 class OnError(StrEnum):

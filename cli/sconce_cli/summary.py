@@ -6,10 +6,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sconce.training.loop import Outcome
-from sconce.training.run import RunFolder
-from sconce_cli.console import Terminal
+if TYPE_CHECKING:
+    from sconce.training.loop import Outcome
+    from sconce.training.run import RunFolder
+    from sconce_cli.console import Terminal
 
 
 def program() -> str:
@@ -30,7 +32,23 @@ def train_command(config: Path | str, run_dir: Path, backend: str, overrides: Se
     return shlex.join(words)
 
 
-def report_outcome(outcome: Outcome, folder: RunFolder, again: str, longer: str, terminal: Terminal) -> None:
+def next_commands(run: Path, step: int, total_steps: int | None, text_is_here: bool) -> list[str]:
+    """Lines with what to type next for a run that came from elsewhere: one that writes, and one that trains on."""
+    from sconce.interop.earlier_config import MORE_STEPS
+    from sconce.training.imported import TEXT_IS_ELSEWHERE
+
+    overrides = [] if text_is_here else [TEXT_IS_ELSEWHERE]
+    if total_steps is not None and step >= total_steps:
+        overrides.append(f"scheduler.total_steps={step + MORE_STEPS}")
+    return [
+        "",
+        "next:",
+        f'  {shlex.quote(program())} generate {shlex.quote(str(run))} --prompt "Once"',
+        f"  {train_command(run / 'training.toml', run, 'auto', overrides)}",
+    ]
+
+
+def report_outcome(outcome: "Outcome", folder: "RunFolder", again: str, longer: str, terminal: "Terminal") -> None:
     """Tell how a run ended; `again` is the command that goes on with it, `longer` the one that lets it train on."""
     fields = {**asdict(outcome), "run_dir": str(folder.root), "resume": again}
     if outcome.evaluation is None:
@@ -42,11 +60,11 @@ def report_outcome(outcome: Outcome, folder: RunFolder, again: str, longer: str,
         terminal.outcome("finished", fields, _describe(outcome, folder, longer))
 
 
-def _tensorboard(folder: RunFolder) -> str:
+def _tensorboard(folder: "RunFolder") -> str:
     return f"  tensorboard --logdir {shlex.quote(str(folder.tensorboard))}  (pip install tensorboard)"
 
 
-def _describe(outcome: Outcome, folder: RunFolder, longer: str) -> str:
+def _describe(outcome: "Outcome", folder: "RunFolder", longer: str) -> str:
     evaluation = outcome.evaluation
     assert evaluation is not None
     model = folder.checkpoints / f"step-{outcome.step:08d}"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sconce.data.examine import SplitStats
+from sconce.files import write_atomic
+from sconce.png import png_bytes
 
 _COLOURS = {"train": "#1f5a9e", "validation": "#c4511d"}
 _BINS_PER_DECADE = 12
@@ -18,7 +19,6 @@ _BINS_PER_DECADE = 12
 def plot_stats(splits: Sequence[SplitStats], path: Path) -> None:
     """Draw document lengths in logarithmic bins and token frequencies by rank, as a PNG."""
     figure = Figure(figsize=(10, 4.2), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     lengths, frequencies = figure.subplots(1, 2)
     for split in splits:
         _draw_lengths(lengths, split)
@@ -28,9 +28,7 @@ def plot_stats(splits: Sequence[SplitStats], path: Path) -> None:
     for axes in (lengths, frequencies):
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-    temporary = path.with_name(f".{path.name}.tmp")
-    canvas.print_png(str(temporary))
-    temporary.replace(path)
+    write_atomic(path, png_bytes(figure))
 
 
 def _draw_lengths(axes: Axes, split: SplitStats) -> None:

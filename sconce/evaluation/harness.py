@@ -17,7 +17,7 @@ import yaml
 
 from sconce.checkpoint.evaluations import Result
 from sconce.errors import ConfigError, DataError, SconceError
-from sconce.evaluation.requests import Pair, log_likelihoods, write_continuations
+from sconce.evaluation.requests import UNSCORABLE, Pair, log_likelihoods, write_continuations
 from sconce.generation.model import TextModel
 
 RESAMPLES = 1000  # of the bootstrap, where a metric's standard error has no formula
@@ -99,7 +99,7 @@ def _load(library: ModuleType, options: TaskOptions) -> Mapping[str, Mapping[str
         )
     try:
         loaded = manager.load(list(options.tasks))
-    except (OSError, ValueError, KeyError, TypeError, ImportError, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, ImportError, yaml.YAMLError) as error:
         why = " ".join(str(error).split())[:300]
         raise DataError(f"--tasks {', '.join(options.tasks)}: could not be loaded: {why}") from error
     for name, task in loaded["tasks"].items():
@@ -140,6 +140,11 @@ def _adapter(model: TextModel, options: TaskOptions) -> object:
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
             return model.tokenizer.encode(string)
+
+        def loglikelihood(self, requests: Sequence[Any], **options: object) -> list[tuple[float, bool]]:
+            if not all("".join(request.args) for request in requests):
+                raise DataError(f"{UNSCORABLE}: neither its context nor its continuation has any text")
+            return base.loglikelihood(self, requests, **options)
 
         def _loglikelihood_tokens(
             self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object

@@ -14,22 +14,27 @@ from sconce.generation.score import batched
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # all say the same
 MAX_NEW_TOKENS = 256  # where a task does not say, as the harness has it
+UNSCORABLE = "a question cannot be scored"
 
 Pair = tuple[Sequence[int], Sequence[int]]
-"""Token ids of a context and of what continues it; neither is empty."""
+"""Token ids of a context and of what continues it."""
 
 
 def log_likelihoods(model: TextModel, pairs: Sequence[Pair], batch_size: int) -> list[tuple[float, bool]]:
     """Of each continuation: its natural log-probability, and whether greedy decoding would write it.
 
-    A context is cut on the left to fit the model's positions. Raises DataError when a continuation alone does not.
+    A context is cut on the left to fit the model's positions. Raises DataError when a continuation alone does not, and
+    for an empty context; an empty continuation is certain.
     """
     positions = model.spec.max_position_embeddings
-    for _, continuation in pairs:
+    for context, continuation in pairs:
+        if not context:
+            raise DataError(f"{UNSCORABLE}: a context of no tokens")
         if len(continuation) > positions:
             raise DataError(f"a continuation of {len(continuation)} tokens; the model has {positions} positions")
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-    longest_first = sorted(range(len(pairs)), key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
+    asked = [index for index, (_, continuation) in enumerate(pairs) if continuation]
+    longest_first = sorted(asked, key=lambda index: -len(pairs[index][0]) - len(pairs[index][1]))
     for indices in batched(longest_first, batch_size):
         batch = _pad([pairs[index] for index in indices], positions)
         nats_BT, hits_BT = model.model.score(batch)
@@ -61,7 +66,7 @@ def write_continuations(
     meaning here.
     """
     prompts = [_prompt(model, text, options, seed, index) for index, (text, options) in enumerate(asked)]
-    return [done.text for some in batched(prompts, batch_size) for done in model.complete(some)]
+    return [done.text for done in model.complete(prompts, rows=batch_size)]
 
 
 def _prompt(model: TextModel, text: str, options: Mapping[str, object], seed: int, index: int) -> Prompt:

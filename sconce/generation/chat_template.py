@@ -24,7 +24,8 @@ def chat_ids(tokenizer: Tokenizer, messages: Messages) -> tuple[int, ...]:
     Raises DataError when the tokenizer's template cannot be used, or refuses the conversation.
     """
     assert tokenizer.chat_template is not None, "the caller knows that there is one"
-    return tuple(tokenizer.encode_markup(render_chat(tokenizer.chat_template, messages, _special_texts(tokenizer))))
+    special = {name: text for name, text in tokenizer.special_texts.items() if text is not None}
+    return tuple(tokenizer.encode_markup(render_chat(tokenizer.chat_template, messages, special)))
 
 
 def render_chat(template: str, messages: Messages, special: dict[str, str]) -> str:
@@ -44,11 +45,6 @@ def render_chat(template: str, messages: Messages, special: dict[str, str]) -> s
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         raise DataError(f"the model's chat template: {error}") from None
-
-
-def _special_texts(tokenizer: Tokenizer) -> dict[str, str]:
-    ids = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-    return {name: tokenizer.decode([index], skip_special=False) for name, index in ids.items() if index is not None}
 
 
 def _to_json(value: object, indent: int | None = None) -> str:

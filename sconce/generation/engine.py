@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from sconce.backend import Decoder
 from sconce.cache import CHUNK
 from sconce.errors import DataError
-from sconce.generation.sampling import Sampling, log_probabilities, sample_token
+from sconce.generation.sampling import Sampling, likeliest, log_probabilities, sample_token
 
 COHORT = 8  # prompts read together; more would keep those that are decoding waiting for longer
 
@@ -108,9 +108,8 @@ class _Row:
         if request.alternatives is None:
             return Event(self.ticket, token, finish=finish)
         logprobs = log_probabilities(logits)
-        best = np.argsort(-logprobs, kind="stable")[: request.alternatives]
-        likeliest = tuple((int(index), float(logprobs[index])) for index in best)
-        return Event(self.ticket, token, float(logprobs[token]), likeliest, finish)
+        best = tuple((int(index), float(logprobs[index])) for index in likeliest(logprobs, request.alternatives))
+        return Event(self.ticket, token, float(logprobs[token]), best, finish)
 
 
 class Engine:

@@ -97,9 +97,8 @@ class Writer:
 class TextModel:
     """A model that is loaded, with its tokenizer."""
 
-    def __init__(self, *, path: Path, step: int, spec: ModelSpec, tokenizer: Tokenizer, model: LanguageModel) -> None:
+    def __init__(self, *, path: Path, spec: ModelSpec, tokenizer: Tokenizer, model: LanguageModel) -> None:
         self.path = path
-        self.step = step
         self.spec = spec
         self.tokenizer = tokenizer
         self.model = model
@@ -160,8 +159,12 @@ class TextModel:
         Every prompt ends with a piece that has a `finish`: after its `max_tokens`, where a document or the model's
         positions end, or before a stop string. Raises DataError for a prompt that fills every position.
         """
-        requests = [self.request(prompt) for prompt in prompts]
-        engine = self.engine(min(len(prompts), MAX_ROWS))
+        return self._stream(prompts, [self.request(prompt) for prompt in prompts], figures, MAX_ROWS)
+
+    def _stream(
+        self, prompts: Sequence[Prompt], requests: Sequence[Request], figures: Figures | None, rows: int
+    ) -> Iterator[Piece]:
+        engine = self.engine(min(len(prompts), rows))
         engine.figures = figures or engine.figures
         writers = {
             engine.add(request): Writer(self.tokenizer, prompt, index)
@@ -174,21 +177,23 @@ class TextModel:
                     engine.cancel(event.ticket)
                 yield piece
 
-    def complete(self, prompts: Sequence[Prompt], figures: Figures | None = None) -> list[Completion]:
-        """What continues each prompt, all decoded together; as `stream`."""
+    def complete(
+        self, prompts: Sequence[Prompt], figures: Figures | None = None, rows: int = MAX_ROWS
+    ) -> list[Completion]:
+        """What continues each prompt, `rows` of them decoded together at a time; as `stream`."""
+        requests = [self.request(prompt) for prompt in prompts]
         texts: list[list[str]] = [[] for _ in prompts]
         tokens: list[list[Token]] = [[] for _ in prompts]
         ends: dict[int, Finish] = {}
-        for piece in self.stream(prompts, figures):
+        for piece in self._stream(prompts, requests, figures, rows):
             texts[piece.index].append(piece.text)
             if piece.token is not None:
                 tokens[piece.index].append(piece.token)
             if piece.finish is not None:
                 ends[piece.index] = piece.finish
-        lengths = [len(self.encode(prompt.text)) for prompt in prompts]
         return [
-            Completion("".join(texts[index]), tuple(tokens[index]), ends[index], lengths[index])
-            for index in range(len(prompts))
+            Completion("".join(texts[index]), tuple(tokens[index]), ends[index], len(request.prompt))
+            for index, request in enumerate(requests)
         ]
 
     def generate(  # noqa: PLR0913 (the options of Sampling, by name, for people at a prompt)
@@ -238,5 +243,4 @@ def load_model(
     spec = spec_from_config(checkpoint.table("config.json"))
     backend = load_backend(hardware)
     model = backend.language_model(spec, ComputeOptions(precision=precision), checkpoint.weights)
-    loaded = TextModel(path=checkpoint.path, step=checkpoint.record.step, spec=spec, tokenizer=tokenizer, model=model)
-    return loaded, backend.device()
+    return TextModel(path=checkpoint.path, spec=spec, tokenizer=tokenizer, model=model), backend.device()

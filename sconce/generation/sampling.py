@@ -54,7 +54,7 @@ def sample_token(
         scores = np.where(seen, np.where(scores > 0, scores / penalty, scores * penalty), scores)
     if sampling.temperature == 0:
         return int(scores.argmax())
-    ids = _likeliest(scores, sampling.top_k)
+    ids = _highest(scores, sampling.top_k)
     with np.errstate(over="ignore"):  # a tiny temperature: the unlikely ones become impossible
         probabilities = np.exp((scores[ids] - scores[ids].max()) / sampling.temperature)
     probabilities /= probabilities.sum()
@@ -64,7 +64,13 @@ def sample_token(
     return int(ids[kept][min(drawn, cumulated.size - 1)])
 
 
-def _likeliest(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+def likeliest(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """The ids of the `count` highest scores (vocab,), the highest first; of equal ones the lower ids first."""
+    ids = _highest(scores, count) if count else np.zeros(0, np.intp)
+    return ids[np.argsort(-scores[ids], kind="stable")]
+
+
+def _highest(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     """The ids of the `count` highest scores, ascending; of equal ones the lower ids. All for 0."""
     if not 0 < count < scores.size:
         return np.arange(scores.size)
@@ -78,11 +84,16 @@ def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.boo
     """True for the likeliest that together hold `top_p`, and at least for the first."""
     if top_p >= 1:
         return np.ones(probabilities.size, np.bool_)
-    order = np.argsort(-probabilities, kind="stable")
-    before = np.cumsum(probabilities[order]) - probabilities[order]  # what the likelier candidates already hold
+    count = 64  # a few candidates mostly hold it, and to sort a large vocabulary takes longer than its logits
+    while True:
+        ids = likeliest(probabilities, count)
+        held = np.cumsum(probabilities[ids])
+        if held[-1] >= top_p or ids.size == probabilities.size:
+            break
+        count *= 16
     kept = np.zeros(probabilities.size, np.bool_)
-    kept[order[(before < top_p)]] = True
-    kept[order[0]] = True
+    kept[ids[0]] = True
+    kept[ids[1:][held[:-1] < top_p]] = True
     return kept
 
 

@@ -81,6 +81,23 @@ class Score:
     text_nats: float = 0.0
     text_bytes: int = 0
 
+    def count(
+        self,
+        batch: Batch,
+        nats_BT: NDArray[np.float32],
+        token_bytes: NDArray[np.int32],
+        hits_BT: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Count a batch's scored tokens; `token_bytes` (vocab,) is what each id is in UTF-8 bytes."""
+        exact_BT = nats_BT.astype(np.float64)
+        scored_BT = batch.targets >= 0
+        bytes_BT = np.where(scored_BT, token_bytes[np.maximum(batch.targets, 0)], 0)
+        self.nats += float(exact_BT.sum())
+        self.tokens += int(scored_BT.sum())
+        self.hits += 0 if hits_BT is None else int((hits_BT & scored_BT).sum())
+        self.text_nats += float(exact_BT[bytes_BT > 0].sum())
+        self.text_bytes += int(bytes_BT.sum())
+
     def add(self, other: "Score") -> None:
         """Count another text's tokens too."""
         self.nats += other.nats
@@ -89,17 +106,31 @@ class Score:
         self.text_nats += other.text_nats
         self.text_bytes += other.text_bytes
 
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / max(self.tokens, 1)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of text."""
+        return self.text_nats / math.log(2) / max(self.text_bytes, 1)
+
     def figures(self) -> dict[str, float]:
         """Means: loss in nats a token, perplexity, bits per byte, and the share of tokens that were the likeliest."""
-        loss = self.nats / max(self.tokens, 1)
         return {
-            "loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "bits_per_byte": self.text_nats / math.log(2) / max(self.text_bytes, 1),
+            "loss": self.loss,
+            "perplexity": perplexity(self.loss),
+            "bits_per_byte": self.bits_per_byte,
             "accuracy": self.hits / max(self.tokens, 1),
             "tokens": self.tokens,
             "bytes": self.text_bytes,
         }
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), or infinity where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def score_tokens(
@@ -113,18 +144,7 @@ def score_tokens(
     score = Score()
     for batch in islice(windows.batches(tokens), max_batches):
         nats_BT, hits_BT = model.score(batch)
-        nats_BT = nats_BT.astype(np.float64)
-        scored_BT = batch.targets >= 0
-        bytes_BT = np.where(scored_BT, token_bytes[np.maximum(batch.targets, 0)], 0)
-        score.add(
-            Score(
-                nats=float(nats_BT.sum()),
-                tokens=int(scored_BT.sum()),
-                hits=int((hits_BT & scored_BT).sum()),
-                text_nats=float(nats_BT[bytes_BT > 0].sum()),
-                text_bytes=int(bytes_BT.sum()),
-            )
-        )
+        score.count(batch, nats_BT, token_bytes, hits_BT)
     return score
 
 

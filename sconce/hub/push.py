@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sconce.checkpoint.evaluations import results_file, results_of
-from sconce.checkpoint.load import LoadedCheckpoint, open_checkpoint
+from sconce.checkpoint.load import LoadedCheckpoint, check_hashes, open_checkpoint, open_model
 from sconce.checkpoint.record import MANIFEST
 from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.hub.connection import Content, Hub, RemoteState
@@ -84,14 +84,14 @@ class Pushed:
 
 
 def pack(job: PushJob) -> Package:
-    """Everything that would be sent, each of the checkpoint's files read and its hash compared; asks the hub nothing.
+    """Everything that would be sent, of the checkpoint's files each with its hash compared; asks the hub nothing.
 
     Raises CheckpointError for a damaged checkpoint, DataError for a tokenizer that is none.
     """
     check_license(job.license)
     if job.tokenizer_only:
         return _pack_tokenizer(job)
-    checkpoint = open_checkpoint(job.place)
+    checkpoint = open_model(job.place) if job.weights_only else open_checkpoint(job.place)
     names = [name for name in checkpoint.record.files if not (job.weights_only and name in OURS)]
     files: dict[str, Content] = {name: checkpoint.path / name for name in names}
     if not job.weights_only:
@@ -189,8 +189,7 @@ def _pack_tokenizer(job: PushJob) -> Package:
     files: dict[str, Content] = {name: path for name, path in beside.items() if path.is_file()}
     files[TOKENIZER] = tokenizer.content
     if TOKENIZER_CONFIG not in files:
-        special = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": tokenizer.pad_id}
-        files[TOKENIZER_CONFIG] = json_bytes(tokenizer_config(tokenizer.content, special, tokenizer.chat_template))
+        files[TOKENIZER_CONFIG] = json_bytes(tokenizer_config(tokenizer))
     files[README] = _tokenizer_card(job, tokenizer).encode()
     return Package(tokenizer.path, f"tokenizer of {tokenizer.vocab_size:,} tokens", files)
 
@@ -202,7 +201,10 @@ def _tokenizer_path(place: Path) -> Path:
     if (place / TOKENIZER).is_file() and not (place / MANIFEST).is_file():
         return place / TOKENIZER
     try:
-        return open_checkpoint(place).path / TOKENIZER
+        checkpoint = open_checkpoint(place, verify=False)
+        others = [name for name in checkpoint.record.files if name not in TOKENIZER_FILES]
+        check_hashes(checkpoint.path, checkpoint.record, unread=others)
+        return checkpoint.path / TOKENIZER
     except CheckpointError:
         for path in (place / TOKENIZER, place / "tokenizer" / TOKENIZER):
             if path.is_file():

@@ -26,6 +26,7 @@ from sconce.errors import CheckpointError, in_short
 from sconce.interop.config_reader import ConfigReader
 from sconce.interop.hf_rope import ROPE_KEYS, has_default_attention, read_rope, rope_tables
 from sconce.spec import INIT_STD, ModelSpec
+from sconce.tokenizer.bpe import Tokenizer
 
 Norm = Literal["rmsnorm", "layernorm"]
 MLP = Literal["gated", "plain"]
@@ -33,6 +34,7 @@ Activation = Literal["silu", "gelu", "relu2"]
 
 MAX_LAYERS = 10_000  # a stray number must not ask for a billion
 NATIVE = "sconce"  # model_type of a model that no Hugging Face class computes
+DROPOUT = ("attn_dropout", "residual_dropout")  # of the spec: how it was trained, and no part of the model
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu", "relu2")
 # Fields of these classes that Sconce's models lack, with the one value that leaves them out.
 _LACKING: Mapping[str, object] = {
@@ -100,9 +102,7 @@ _CLASSES = {
 CLASSES = tuple(_CLASSES)  # by model_type
 
 
-def hf_config(
-    spec: ModelSpec, *, bos_id: int | None, eos_id: int, pad_id: int | None, dtype: str = "float32"
-) -> dict[str, object] | None:
+def hf_config(spec: ModelSpec, *, bos_id: int | None, eos_id: int, pad_id: int | None) -> dict[str, object] | None:
     """config.json of the class that holds exactly this model, or None when there is none (see the module)."""
     model_type = _model_type(spec)
     if model_type is None:
@@ -131,8 +131,8 @@ def hf_config(
         "initializer_range": INIT_STD,
         "use_cache": True,
         **_token_ids(bos_id, eos_id, pad_id),  # also when null: the classes have defaults of their own
-        "dtype": dtype,
-        "torch_dtype": dtype,
+        "dtype": "float32",
+        "torch_dtype": "float32",
     }
     if rope_scaling is not None:
         config["rope_scaling"] = rope_scaling  # mlx-lm and transformers 4 read this one
@@ -148,47 +148,35 @@ def hf_config(
     return config
 
 
-def model_files(
-    spec: ModelSpec,
-    *,
-    tokenizer_json: bytes,
-    bos_id: int | None,
-    eos_id: int,
-    pad_id: int | None,
-    chat_template: str | None = None,
-) -> dict[str, bytes]:
+def model_files(spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files beside the weights, by name: config, generation config, tokenizer and its config.
 
     With them a checkpoint loads in transformers, and mostly in mlx-lm, as it is. A model that no class holds gets
     a config.json that says so: model_type "sconce", and the spec's own fields.
     """
+    bos_id, eos_id, pad_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id
     ids = _token_ids(bos_id, eos_id, pad_id)
-    native: dict[str, object] = {"architectures": [], "model_type": NATIVE, **asdict(spec), **ids}
-    special = {"bos_token": bos_id, "eos_token": eos_id, "pad_token": pad_id}
-    of_tokenizer = {
-        **tokenizer_config(tokenizer_json, special, chat_template),
-        "model_max_length": spec.max_position_embeddings,
-    }
+    config = hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or {**_native_config(spec), **ids}
     return {
-        "config.json": json_bytes(hf_config(spec, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id) or native),
+        "config.json": json_bytes(config),
         "generation_config.json": json_bytes(ids),
-        "tokenizer.json": tokenizer_json,
-        "tokenizer_config.json": json_bytes(of_tokenizer),
+        "tokenizer.json": tokenizer.content,
+        "tokenizer_config.json": json_bytes(
+            {**tokenizer_config(tokenizer), "model_max_length": spec.max_position_embeddings}
+        ),
     }
 
 
-def tokenizer_config(
-    tokenizer_json: bytes, special: Mapping[str, int | None], chat_template: str | None
-) -> dict[str, object]:
-    """tokenizer_config.json's table, but for the model's length; `special` are ids such as eos_token's."""
+def tokenizer_config(tokenizer: Tokenizer) -> dict[str, object]:
+    """tokenizer_config.json's table, but for the model's length."""
     table: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **_token_texts(tokenizer_json, special),
+        **tokenizer.special_texts,  # also where there is none, as tools else look for usual names
         "add_bos_token": False,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-    return table if chat_template is None else {**table, "chat_template": chat_template}
+    return table if tokenizer.chat_template is None else {**table, "chat_template": tokenizer.chat_template}
 
 
 def architecture(model_type: str) -> str | None:
@@ -258,13 +246,8 @@ def caution(spec: ModelSpec) -> str | None:
     """What whoever wants to load this model elsewhere should know, None when there is nothing."""
     if not loads_in_transformers(spec):
         return "no Hugging Face class computes this model: its checkpoints load in Sconce alone"
-    if spec.sliding_window is not None:
-        return "mlx-lm attends to everything whatever the config says: there this model, with its window, goes wrong"
-    if spec.rope_scaling is not None and not has_default_attention(spec.rope_scaling):
-        return "mlx-lm follows no attention_factor: there this model, with its rope_scaling, goes wrong"
-    if spec.mlp == "gated" and spec.activation != "silu":
-        return f"mlx-lm computes silu whatever the config says: there this model, with {spec.activation}, goes wrong"
-    return None
+    reasons = mlx_lm_refusals(spec)
+    return f"mlx-lm does not compute this model: {'; '.join(reasons)}" if reasons else None
 
 
 def mlx_lm_refusals(spec: ModelSpec) -> list[str]:
@@ -294,10 +277,13 @@ def mlx_lm_refusals(spec: ModelSpec) -> list[str]:
 
 def not_taken_over(config: Mapping[str, object]) -> list[str]:
     """Keys of a config.json that say nothing to `spec_from_config`, though they say something."""
-    model_type = str(config.get("model_type"))
     spec = spec_from_config(config)
-    known = set(hf_config(spec, bos_id=None, eos_id=0, pad_id=None) or ()) | {*_LACKING, *_IDLE, *_WINDOW, *ROPE_KEYS}
-    known |= {"partial_rotary_factor"} if model_type == "stablelm" else set()
+    if config["model_type"] == NATIVE:
+        known = {*_native_config(spec), *DROPOUT, *_IDLE, *ROPE_KEYS}
+    else:
+        said = hf_config(spec, bos_id=None, eos_id=0, pad_id=None) or ()
+        known = {*said, *_LACKING, *_IDLE, *_WINDOW, *ROPE_KEYS}
+        known |= {"partial_rotary_factor"} if config["model_type"] == "stablelm" else set()
     return sorted(key for key, value in config.items() if key not in known and value is not None)
 
 
@@ -348,6 +334,12 @@ def _hf_spec(reader: ConfigReader, kind: _Class) -> ModelSpec:
     )
 
 
+def _native_config(spec: ModelSpec) -> dict[str, object]:
+    """config.json of a model that no class holds, but for the tokenizer's ids. Like the classes' it drops nothing."""
+    fields = {key: value for key, value in asdict(spec).items() if key not in DROPOUT}
+    return {"architectures": [], "model_type": NATIVE, **fields}
+
+
 def _native_spec(reader: ConfigReader) -> ModelSpec:
     norms: tuple[Norm, ...] = ("rmsnorm", "layernorm")
     mlps: tuple[MLP, ...] = ("gated", "plain")
@@ -372,8 +364,6 @@ def _native_spec(reader: ConfigReader) -> ModelSpec:
         rope_scaling=read_rope(reader, 1.0).scaling,
         tie_word_embeddings=reader.flag("tie_word_embeddings"),
         sliding_window=reader.integer("sliding_window", 0, least=0) or None,
-        attn_dropout=reader.number("attn_dropout", 0.0),
-        residual_dropout=reader.number("residual_dropout", 0.0),
     )
 
 
@@ -400,14 +390,6 @@ def _check_features(reader: ConfigReader) -> None:
 
 def _token_ids(bos_id: int | None, eos_id: int, pad_id: int | None) -> dict[str, int | None]:
     return {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
-
-
-def _token_texts(tokenizer_json: bytes, ids: Mapping[str, int | None]) -> dict[str, str | None]:
-    """What the tokenizer calls each of these ids; null is said too, as tools else look for usual names."""
-    content = json.loads(tokenizer_json)
-    texts = {token_id: text for text, token_id in content["model"]["vocab"].items()}
-    texts |= {token["id"]: token["content"] for token in content["added_tokens"]}
-    return {name: None if token_id is None else texts[token_id] for name, token_id in ids.items()}
 
 
 def json_bytes(value: object) -> bytes:

@@ -90,8 +90,9 @@ def _spec(path: Path, config: Table) -> ModelSpec:
 def _files_by_tensor(path: Path) -> dict[str, RawTensors]:
     """The file of each tensor. Raises CheckpointError when there are none, or one that the index names is missing."""
     if (path / INDEX).is_file():
-        opened = {name: _open(path, name) for name in sorted(set(_weight_map(path).values()))}
-        places = {tensor: opened[name] for tensor, name in _weight_map(path).items()}
+        names = _weight_map(path)
+        opened = {name: _open(path, name) for name in sorted(set(names.values()))}
+        places = {tensor: opened[name] for tensor, name in names.items()}
         lost = [tensor for tensor, tensors in places.items() if tensor not in tensors]
         if lost:
             raise CheckpointError(f"{path / INDEX}: {_list(lost)} not in the file it names")

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from sconce.files import write_atomic
+from sconce.png import png_bytes
 from sconce.report.charts import CHARTS, HELD_OUT, Chart
 from sconce.report.gather import RunView
 from sconce.report.series import Floats, Points, decimate
@@ -34,7 +35,6 @@ def draw_charts(views: Sequence[RunView], folder: Path) -> list[Path]:
 def _draw(chart: Chart, views: Sequence[RunView], position: tuple[str, str, float], path: Path) -> None:
     name, label, unit = position
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     for index, view in enumerate(views):
         colour = COLOURS[index % len(COLOURS)]
@@ -56,9 +56,7 @@ def _draw(chart: Chart, views: Sequence[RunView], position: tuple[str, str, floa
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    canvas.print_png(str(temporary))
-    temporary.replace(path)
+    write_atomic(path, png_bytes(figure))
 
 
 def _positions(points: Points, name: str) -> Floats:

@@ -8,7 +8,7 @@ from typing import cast
 
 from sconce.checkpoint.evaluations import Evaluated, read_results, results_of_run
 from sconce.checkpoint.listing import Listed, list_checkpoints
-from sconce.checkpoint.load import newest_intact
+from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.record import Checkpoint
 from sconce.config.read import flat, read_table
 from sconce.data.shards import Manifest, read_manifest
@@ -16,6 +16,7 @@ from sconce.errors import CheckpointError, ConfigError, DataError, SconceError
 from sconce.files import readable_size
 from sconce.hub_address import is_hub
 from sconce.interop.hf import spec_from_config
+from sconce.planning.utilization import tera
 from sconce.report.series import Metrics, read_curves
 from sconce.training.run import RunFolder
 
@@ -85,8 +86,10 @@ def view_run(place: Path, name: str) -> RunView:
         raise CheckpointError(f"{place}: {what}")
     notes: list[str] = []
     metrics = read_curves(folder.metrics)
-    record = next((listed.record for listed in checkpoints if listed.record and not listed.fault), None)
-    config = _config(folder, notes)
+    intact = ((listed.path, listed.record) for listed in checkpoints if listed.record and not listed.fault)
+    newest = next((LoadedCheckpoint(*found) for found in intact), None)
+    record = None if newest is None else newest.record
+    config = _config(folder, newest, notes)
     samples, written = _samples(folder)
     total = config.get("scheduler.total_steps")
     last = [curve.step[-1] for curve in metrics.curves.values()]
@@ -96,7 +99,7 @@ def view_run(place: Path, name: str) -> RunView:
         metrics=metrics,
         step=int(max([*last, 0 if record is None else record.step])),
         total_steps=total if isinstance(total, int) else None,
-        parameters=_parameters(folder),
+        parameters=_parameters(newest),
         config={key: json.dumps(_within(place, value), ensure_ascii=False) for key, value in config.items()},
         samples=samples,
         samples_written=written,
@@ -120,9 +123,8 @@ def _checkpoints(folder: RunFolder) -> list[Listed]:
         return []
 
 
-def _config(folder: RunFolder, notes: list[str]) -> dict[str, object]:
+def _config(folder: RunFolder, newest: LoadedCheckpoint | None, notes: list[str]) -> dict[str, object]:
     """The resolved config, of the folder or else of the newest checkpoint, as whatever version wrote it."""
-    newest = newest_intact(folder.checkpoints)
     for path in (folder.config, *(() if newest is None else (newest.path / "run.json",))):
         if path.is_file():
             try:
@@ -141,8 +143,7 @@ def _within(root: Path, value: object) -> object:
     return value
 
 
-def _parameters(folder: RunFolder) -> int | None:
-    newest = newest_intact(folder.checkpoints)
+def _parameters(newest: LoadedCheckpoint | None) -> int | None:
     try:
         return None if newest is None else spec_from_config(newest.table("config.json")).num_params
     except (CheckpointError, ConfigError):
@@ -156,7 +157,7 @@ def _hardware(record: Checkpoint) -> Facts:
         facts.append(("device memory", readable_size(memory)))
     for key, label in (("matmul_flops_per_second", "matrix products"), ("vendor_flops_per_second", "vendor's peak")):
         if isinstance(speed := device.get(key), int | float):
-            facts.append((label, f"{speed / 1e12:.3g} TFLOP/s"))
+            facts.append((label, tera(speed)))
     facts += [("backend", record.backend), ("precision", record.precision)]
     return [*((label, text) for label, text in facts if text), *record.versions.items()]
 

@@ -50,11 +50,11 @@ def _part(name: str) -> str:
 def page_data(views: Sequence[RunView], now: datetime) -> dict[str, object]:
     """What the page shows, as JSON. Its size is bounded: more runs have fewer points each."""
     most = min(MOST_POINTS, max(200, 4 * MOST_POINTS // len(views)))
-    charts = [asdict(chart) for chart in CHARTS if any({*chart.figures} & {*view.metrics.curves} for view in views)]
+    drawn = [chart for chart in CHARTS if any({*chart.figures} & {*view.metrics.curves} for view in views)]
     return {
         "version": sconce.__version__,
         "made": now.isoformat(timespec="seconds"),
-        "charts": charts,
+        "charts": [_only(chart, "name", "title", "unit", "figures", "noisy") for chart in drawn],
         "held_out": sorted(HELD_OUT),
         "runs": [_run(view, most) for view in views],
     }
@@ -79,9 +79,14 @@ def _run(view: RunView, most: int) -> dict[str, object]:
         "data": view.data,
         "hardware": view.hardware,
         "checkpoints": [_checkpoint(listed) for listed in view.checkpoints],
-        "evaluations": [asdict(evaluated) for evaluated in view.evaluations],
+        "evaluations": [_only(evaluated, "checkpoint", "results") for evaluated in view.evaluations],
         "notes": view.notes,
     }
+
+
+def _only(value: object, *names: str) -> dict[str, object]:
+    """Some of an object's attributes."""
+    return {name: getattr(value, name) for name in names}
 
 
 def _curve(view: RunView, figure: str, factor: float, most: int) -> dict[str, object]:
@@ -111,7 +116,6 @@ def _headline(view: RunView) -> dict[str, float | None]:
     tokens = max((float(curve.tokens[-1]) for curve in curves.values()), default=None)
     return {
         "loss": view.metrics.last("loss"),
-        "eval_loss": view.metrics.last("eval_loss"),
         "best_eval_loss": None if held_out is None else float(held_out.values.min()),
         "best_step": None if held_out is None else float(held_out.step[held_out.values.argmin()]),
         "bits_per_byte": view.metrics.last("bits_per_byte"),
@@ -134,10 +138,8 @@ def _checkpoint(listed: Listed) -> dict[str, object]:
     record = listed.record
     return {
         "name": listed.path.name,
-        "step": listed.step,
         "bytes": listed.bytes,
         "fault": listed.fault,
-        "set_aside": listed.set_aside,
         "latest": listed.is_latest,
         "best": listed.is_best,
         "tokens": None if record is None else record.tokens,

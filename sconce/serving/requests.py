@@ -1,9 +1,10 @@
 """What a client may ask, in the OpenAI API's terms: checked, and turned into prompts."""
 
 import secrets
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from sconce.generation.model import Prompt
 from sconce.generation.sampling import Sampling
@@ -47,6 +48,12 @@ class Options(BaseModel):
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("idle", "stream_options has no meaning without stream")
+        return self
 
     @property
     def sampling(self) -> Sampling:
@@ -130,7 +137,6 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
-    name: str | None = None
 
     @property
     def text(self) -> str:
@@ -147,6 +153,14 @@ class ChatRequest(Options):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     response_format: dict[Literal["type"], Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _check_idle(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise PydanticCustomError("idle", "top_logprobs has no meaning without logprobs")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise PydanticCustomError("idle", "max_tokens is the old name of max_completion_tokens: give one of them")
+        return self
 
     def prompts(self, longest: int, ids: tuple[int, ...] | None) -> list[Prompt]:
         """One for each choice; without a limit an answer may take `longest` tokens.

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sconce.errors import SconceError
-from sconce.generation.engine import Engine
+from sconce.generation.engine import Engine, Request
 from sconce.generation.model import Piece, Prompt, TextModel, Writer
 
 Deliver = Callable[[Piece | SconceError], None]
@@ -20,6 +20,7 @@ class Job:
     """A prompt on its way. `deliver` is called in the scheduler's thread, last with a finish or an error."""
 
     prompt: Prompt
+    request: Request
     index: int
     deliver: Deliver
     cancelled: bool = False
@@ -61,9 +62,7 @@ class Scheduler:
 
         Raises BusyError, with nothing in line, when they do not all fit, and DataError for a prompt too long.
         """
-        for prompt in prompts:
-            self.model.request(prompt)
-        jobs = [Job(prompt, index, deliver) for index, prompt in enumerate(prompts)]
+        jobs = [Job(prompt, self.model.request(prompt), index, deliver) for index, prompt in enumerate(prompts)]
         with self._changed:
             if self._open + len(jobs) > self.rows + self.queue:
                 raise BusyError(f"{self._open} prompts are being served or wait; try again later")
@@ -97,7 +96,7 @@ class Scheduler:
 
     def _take_in(self, engine: Engine, arrived: list[Job]) -> None:
         for job in arrived:
-            ticket = engine.add(self.model.request(job.prompt))
+            ticket = engine.add(job.request)
             self._jobs[ticket] = job, Writer(self.model.tokenizer, job.prompt, job.index)
         for ticket in [ticket for ticket, (job, _) in self._jobs.items() if job.cancelled]:
             engine.cancel(ticket)

@@ -69,6 +69,12 @@ class Tokenizer:
         """What the tokenizer's own post-processor puts before a text that it is given whole: BOS, or nothing."""
         return self._first_id if self._first_id == [self.bos_id] else []
 
+    @property
+    def special_texts(self) -> dict[str, str | None]:
+        """bos_token, eos_token and pad_token as the vocabulary spells them; None for one that there is not."""
+        ids = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
+        return {name: None if token_id is None else self._bpe.id_to_token(token_id) for name, token_id in ids.items()}
+
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with nothing added."""
         return self._bpe.encode(text, add_special_tokens=False).ids

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sconce.checkpoint.load import LoadedCheckpoint, open_checkpoint
+from sconce.checkpoint.load import LoadedCheckpoint, open_model
 from sconce.checkpoint.store import MAX_SHARD_BYTES
 from sconce.checkpoint.stream import (
     MODEL_INDEX,
@@ -94,7 +94,7 @@ def export_checkpoint(job: ExportJob) -> Exported:
     missing.
     """
     _check_options(job)
-    checkpoint = open_checkpoint(job.place)  # every hash, so that nothing damaged is passed on
+    checkpoint = open_model(job.place)
     spec = spec_from_config(checkpoint.table("config.json"))
     found = class_for(spec, job.model_type)
     notes: tuple[str, ...] = ()

@@ -12,12 +12,13 @@ from sconce.backend import WEIGHTS, state_names
 from sconce.config import RunConfig, config_from, model_spec
 from sconce.config.read import Table, read_table
 from sconce.errors import ConfigError, in_short
+from sconce.interop.earlier_config import MORE_STEPS
+from sconce.interop.hf import DROPOUT
 from sconce.interop.hf_folder import HFFolder, read_hf_folder
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.imported import Imported, check_vocabulary, model_table, tokenizer_place, write_run
 
-MORE_STEPS = 1000
 SEQUENCE_LENGTH = 1024  # to train on, at most: what a model has positions for may not fit as an activation
 LEARNING_RATE = 1e-4  # below a pretraining's peak, which would undo what the model knows
 WARMUP_STEPS = 100
@@ -44,7 +45,7 @@ def import_hf(job: HFImportJob) -> Imported:
     check_vocabulary(tokenizer, found.spec, job.source)
     config = _config(job, found)
     trained = model_spec(config, tokenizer.vocab_size)
-    assert replace(trained, attn_dropout=0.0) == found.spec, "the config describes the model"
+    assert replace(trained, attn_dropout=0.0, residual_dropout=0.0) == found.spec, "the config describes the model"
     checkpoint = write_run(job.out, config, found.spec, tokenizer, step=0, state=_state(found))
     return Imported(
         source=job.source,
@@ -69,17 +70,20 @@ def _state(found: HFFolder) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def _config(job: HFImportJob, found: HFFolder) -> RunConfig:
-    model = model_table(found.spec)
-    if dropout := found.config.get("attention_dropout"):
-        model["attn_dropout"] = dropout
     table: dict[str, Table] = {
-        "model": model,
+        "model": {**model_table(found.spec), **_dropout(found.config)},
         "tokenizer": {"tokenizer_json": tokenizer_place(job.out)},
         "data": {"sequence_length": min(SEQUENCE_LENGTH, found.spec.max_position_embeddings)},
         "optimizer": {"learning_rate": LEARNING_RATE},
         "scheduler": {"total_steps": MORE_STEPS, "warmup_steps": WARMUP_STEPS},
     }
     return config_from(table, str(job.source / "config.json"), may_lack=["data.train_shards"])
+
+
+def _dropout(config: Table) -> Table:
+    """The rates that a config.json has, unchecked: of a class, or of ours in older checkpoints."""
+    names = {"attention_dropout": "attn_dropout", **{name: name for name in DROPOUT}}
+    return {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs)}
 
 
 def _notes(job: HFImportJob, found: HFFolder, tokenizer: Tokenizer, config: RunConfig) -> Iterator[str]:

@@ -27,6 +27,7 @@ HEADER = """\
 #   sconce train --config training.toml --run-dir . --resume
 # Every key is explained in docs/configuration.md (`sconce config docs`). Paths are relative to this file.
 """
+TEXT_IS_ELSEWHERE = 'data.train_shards=["corpus.txt"]'  # the override of a run that does not find its text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +91,7 @@ def write_run(out: Path, config: RunConfig, spec: ModelSpec, tokenizer: Tokenize
 
     Raises SconceError when the folder holds something already, and what `state` raises: then nothing is left.
     """
-    files = model_files(
-        spec,
-        tokenizer_json=tokenizer.content,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        chat_template=tokenizer.chat_template,
-    )
+    files = model_files(spec, tokenizer)
     with new_folder(out) as folder:
         home = folder / "tokenizer"
         home.mkdir()

@@ -27,7 +27,7 @@ from sconce.planning.choice import smaller
 from sconce.schedule import learning_rate
 from sconce.training.evaluate import Evaluation, evaluate
 from sconce.training.metrics import MetricsFile, Record, read_metrics
-from sconce.training.plot import plot_loss
+from sconce.training.plot import loss_png
 from sconce.training.run import Run
 from sconce.training.save import save_checkpoint
 from sconce.training.signals import StopRequest, catch_stop_signals
@@ -117,7 +117,7 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
         run.reporter.finish()
         trainer.close()
         run.close()
-    plot_loss(read_metrics(run.folder.metrics), run.folder.plot)
+    write_atomic(run.folder.plot, loss_png(read_metrics(run.folder.metrics)))
     return outcome
 
 

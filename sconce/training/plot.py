@@ -1,16 +1,15 @@
 """`loss.png`: training and held-out loss over steps."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sconce.png import png_bytes
 
-def plot_loss(records: Sequence[dict[str, float]], path: Path) -> None:
-    """Draw the records of `metrics.jsonl` as a PNG; the thick line is the running mean of the thin one."""
+
+def loss_png(records: Sequence[dict[str, float]]) -> bytes:
+    """The records of `metrics.jsonl` as a PNG; the thick line is the running mean of the thin one."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     steps = [record["step"] for record in records if "loss" in record]
     losses = [record["loss"] for record in records if "loss" in record]
@@ -25,9 +24,7 @@ def plot_loss(records: Sequence[dict[str, float]], path: Path) -> None:
     axes.set_ylabel("loss (nats per token)")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    temporary = path.with_name(f".{path.name}.tmp")
-    canvas.print_png(str(temporary))
-    temporary.replace(path)
+    return png_bytes(figure)
 
 
 def running_mean(values: Sequence[float], decay: float = 0.75) -> list[float]:

@@ -47,15 +47,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
         },
         hardware={**asdict(device), **speeds, **pod_facts()},
     )
-    tokenizer = run.tokenizer
-    files = model_files(
-        run.spec,
-        tokenizer_json=tokenizer.content,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        chat_template=tokenizer.chat_template,
-    )
+    files = model_files(run.spec, run.tokenizer)
     files["run.json"] = json.dumps(to_json(run.config), indent=2).encode()
     names = state_names(run.spec, make_optim(run.config))
     with phase(f"checkpoint of step {run.step}"):

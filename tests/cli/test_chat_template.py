@@ -79,7 +79,7 @@ def test_the_template_stays_when_the_run_trains_on(run, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     trained, _ = load_model(run, hardware="cpu")
-    assert trained.step == 2
+    assert trained.path.name == "step-00000002"
     assert trained.chat(MESSAGES) == tuple(reference(run.parent / "model", MESSAGES))
 
 

@@ -39,7 +39,7 @@ def test_a_real_run_becomes_a_page_and_pictures(run, home):
     assert [sample["step"] for sample in shown["samples"]] == [15, 30]
     (evaluated,) = shown["evaluations"]
     (result,) = evaluated["results"]
-    assert result["figures"]["loss"] == pytest.approx(shown["headline"]["eval_loss"], abs=1e-5)
+    assert result["figures"]["loss"] == pytest.approx(shown["curves"]["eval_loss"]["mean"][-1], abs=1e-5)
     facts = dict(shown["data"]) | dict(shown["hardware"])
     assert {"training", "held out", "tokenizer sha256", "device", "backend", "python"} <= facts.keys()
     again = sconce_here("report", run)

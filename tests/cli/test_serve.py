@@ -102,6 +102,25 @@ def test_stop_and_token_ids(client):
 
 
 @pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"top_logprobs": 2}, "top_logprobs has no meaning without logprobs"),
+        ({"top_logprobs": 2, "logprobs": False}, "top_logprobs has no meaning without logprobs"),
+        ({"stream_options": {"include_usage": True}}, "stream_options has no meaning without stream"),
+        ({"stream_options": {}, "stream": False}, "stream_options has no meaning without stream"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, "give one of them"),
+        ({"messages": [{"role": "user", "content": "a", "name": "Ann"}]}, "messages.0.name: Extra inputs"),
+    ],
+)
+def test_a_parameter_that_would_do_nothing_is_refused(server, asked, says):
+    body = {"messages": [{"role": "user", "content": "a"}], **asked}
+    answer = httpx.post(f"{server}/v1/chat/completions", json=body)
+    assert answer.status_code == 400, answer.text
+    assert says in answer.json()["error"]["message"]
+    assert idle(server)
+
+
+@pytest.mark.parametrize(
     ("body", "status", "says"),
     [
         (b'{"prompt": ', 400, "Invalid JSON"),

@@ -7,8 +7,10 @@ import pytest
 from commands import sconce_here
 from foreign import MODELS, logits_of, write_model
 from safetensors.numpy import load_file, save_file
+from small_run import write_run
 from tiny import INSTALLED
 
+from sconce.config import load_config
 from sconce.errors import SconceError
 from sconce.generation.model import load_model
 from sconce.training.export import ExportJob, export_checkpoint
@@ -158,6 +160,19 @@ def test_a_prompt_begins_as_its_tokenizer_has_it_here_and_in_what_is_exported(tm
         theirs = [transformers.AutoTokenizer.from_pretrained(place, local_files_only=True) for place in folders]
         assert ours.encode(text) == theirs[0].encode(text) == theirs[1].encode(text)
     assert ours.encode("")[0] == ours.tokenizer.bos_id == 0
+
+
+def test_a_model_that_no_class_holds_is_imported_with_the_dropout_of_its_training(tmp_path):
+    run = write_run(tmp_path / "run", norm="layernorm", qk_norm=True, attn_dropout=0.1, residual_dropout=0.2)
+    model = run / "checkpoints" / "step-00000001"
+    for rates in ({}, {"attn_dropout": 0.1, "residual_dropout": 0.2}):  # as older checkpoints have them
+        edit(model / "config.json", **rates)
+        done = import_hf(HFImportJob(source=model, out=tmp_path / f"new-{len(rates)}"))
+        assert not any("not taken over" in note for note in done.notes)
+        config = load_config(tmp_path / f"new-{len(rates)}" / "training.toml", ['data.train_shards=["a"]']).model
+        assert [config.attn_dropout, config.residual_dropout] == list(rates.values() or (0, 0))
+    new, old = (load_model(tmp_path / name, hardware=INSTALLED[0])[0] for name in ("new-2", "new-0"))
+    assert (new.logits([5, 6, 7]) == old.logits([5, 6, 7])).all()
 
 
 def test_the_command_takes_other_positions_and_no_heads(folder, tmp_path):

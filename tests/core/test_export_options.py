@@ -92,6 +92,26 @@ def test_the_card_has_the_scores_of_these_weights_and_no_paths(run, tmp_path):
     assert "book.txt" not in (tmp_path / "other" / "README.md").read_text()
 
 
+def test_only_what_is_passed_on_has_to_be_intact(tmp_path):
+    run = write_run(tmp_path / "run")
+    checkpoint = run / "checkpoints" / "step-00000001"
+    push = ("push", run, "--repo", "me/lamp", "--dry-run")
+
+    def spoil(name):
+        raw = bytearray((checkpoint / name).read_bytes())
+        raw[-1] ^= 1
+        (checkpoint / name).write_bytes(raw)
+
+    spoil("optimizer.safetensors")
+    assert sconce_here("export", run, "--out", tmp_path / "lamp").returncode == 0
+    assert sconce_here(*push, "--weights-only").returncode == 0
+    assert "optimizer.safetensors: its content changed" in sconce_here(*push).stderr
+    spoil("model.safetensors")
+    assert "model.safetensors: its content changed" in sconce_here("export", run, "--out", tmp_path / "other").stderr
+    assert "model.safetensors: its content changed" in sconce_here(*push, "--weights-only").stderr
+    assert sconce_here(*push, "--tokenizer-only").returncode == 0
+
+
 GGUF_REFUSED = {
     "window": ({"sliding_window": 5}, "written for llama, qwen2, qwen3, this model is mistral"),
     "gelu": ({"activation": "gelu"}, "computes silu"),

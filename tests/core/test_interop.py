@@ -2,6 +2,9 @@
 
 import json
 from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -11,10 +14,8 @@ from sconce.errors import CheckpointError
 from sconce.interop import hf
 from sconce.interop.hf import class_for, hf_config, model_files, not_taken_over, refusals, spec_from_config
 from sconce.rope import make_scaling
-
-TOKENIZER = json.dumps(
-    {"added_tokens": [{"id": 0, "content": "<|bos|>"}], "model": {"vocab": {"a": 3, "<|eos|>": 1, "<|bos|>": 0}}}
-).encode()
+from sconce.tokenizer.bpe import Tokenizer, train_tokenizer
+from sconce.tokenizer.extras import TokenizerExtras
 
 CLASSES = {
     "default": "llama",
@@ -57,7 +58,15 @@ def config_of(spec):
 
 
 def files_of(spec):
-    return model_files(spec, tokenizer_json=TOKENIZER, bos_id=0, eos_id=1, pad_id=None)
+    return model_files(spec, make_tokenizer())
+
+
+@cache
+def make_tokenizer():
+    """Of bytes alone; texts begin with its BOS, and there is no padding."""
+    with TemporaryDirectory() as folder:
+        content = train_tokenizer(["a"], 259, Path(folder), []).content
+    return Tokenizer(Path("tokenizer.json"), content, TokenizerExtras({"bos_token": "<|bos|>", "pad_token": None}))
 
 
 @pytest.mark.parametrize(("changes", "model_type"), CASES.values(), ids=CASES)
@@ -78,7 +87,14 @@ def test_a_model_without_a_class_says_what_it_is():
     spec = make_spec(norm="layernorm", qk_norm=True)
     config = json.loads(files_of(spec)["config.json"])
     assert (config["model_type"], config["architectures"]) == ("sconce", [])
-    assert config.items() >= asdict(spec).items()
+    assert config.items() >= {name: value for name, value in asdict(spec).items() if name not in hf.DROPOUT}.items()
+
+
+@pytest.mark.parametrize("changes", [{}, {"norm": "layernorm", "qk_norm": True}], ids=["llama", "sconce"])
+def test_dropout_is_no_part_of_the_model_that_a_config_describes(changes):
+    config = json.loads(files_of(make_spec(**changes, attn_dropout=0.1, residual_dropout=0.2))["config.json"])
+    assert spec_from_config(config) == make_spec(**changes)
+    assert not {"attn_dropout", "residual_dropout"} & config.keys()
 
 
 def test_rope_theta_is_written_for_both_readers():
@@ -98,7 +114,7 @@ def test_the_tokenizer_config_names_the_tokens_by_their_text():
     assert (config["bos_token"], config["eos_token"]) == ("<|bos|>", "<|eos|>")
     assert config["pad_token"] is None
     assert (config["add_bos_token"], config["model_max_length"]) == (False, 32)
-    assert files["tokenizer.json"] == TOKENIZER
+    assert files["tokenizer.json"] == make_tokenizer().content
 
 
 def test_a_foreign_config_may_leave_defaults_out():
@@ -120,6 +136,12 @@ def test_the_scaling_is_read_as_older_configs_spell_it():
     scaling = spec_from_config(config).rope_scaling
     assert scaling.original_max_position_embeddings == 32  # max_position_embeddings, as transformers takes it
     assert scaling.attention_factor == pytest.approx((0.0707 * np.log(4) + 1) / (0.1 * np.log(4) + 1))
+
+
+def test_what_a_native_config_says_besides_is_named():
+    config = json.loads(files_of(make_spec(norm="layernorm", qk_norm=True))["config.json"])
+    assert not_taken_over(config) == []
+    assert not_taken_over(config | {"hidden_act": "gelu", "residual_dropout": 0.1}) == ["hidden_act"]
 
 
 def test_what_a_config_says_besides_is_named():

@@ -5,7 +5,7 @@ import pytest
 
 from sconce.errors import CheckpointError, ConfigError
 from sconce.generation.generate import generate
-from sconce.generation.sampling import Sampling, sample_token
+from sconce.generation.sampling import Sampling, likeliest, sample_token
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32))
 
@@ -33,6 +33,23 @@ def frequencies(sampling, draws=20000):
 def test_frequencies(sampling, expected):
     # 20000 draws: four standard deviations of the likeliest are 0.014
     np.testing.assert_allclose(frequencies(sampling), expected, atol=0.014)
+
+
+@pytest.mark.parametrize(("scale", "top_p"), [(3.0, 0.5), (0.05, 0.05)])
+def test_a_large_vocabulary_keeps_the_smallest_set_that_holds_top_p(scale, top_p):
+    """Of 3,000 tokens the set has a few, or over a hundred; of ties the lower ids come first."""
+    logits = np.round(np.random.default_rng(0).standard_normal(3000) * scale, 2).astype(np.float32)
+    probabilities = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    expected, held = set(), 0.0
+    for token in sorted(range(3000), key=lambda token: (-logits[token], token)):
+        if held >= top_p:
+            break
+        expected.add(token)
+        held += probabilities[token]
+    rng, sampling = np.random.default_rng(0), Sampling(temperature=1.0, top_k=0, top_p=top_p)
+    assert {sample_token(logits, sampling, rng) for _ in range(12 * len(expected))} == expected
+    best = likeliest(logits.astype(np.float64), 50).tolist()
+    assert best == sorted(range(3000), key=lambda token: (-logits[token], token))[:50]
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0}])

@@ -40,6 +40,28 @@ TASKS = {
         "generation_kwargs": {"until": [" h"], "max_gen_toks": 20},
         "metric_list": [{"metric": "exact_match"}, {"metric": "bleu"}],
     },
+    "local_single_choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{start}}",
+        "doc_to_choice": "{{choices[:1]}}",
+        "doc_to_target": 0,
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "local_likelihood": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{start}}",
+        "target_delimiter": "",
+        "doc_to_target": "{{choices[2]}}",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    },
+    "local_cut": {
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{cut}}",
+        # Each is the end of one token and the beginning of the next, in what this model happens to write.
+        "generation_kwargs": {"until": ["cc", "onB", "igh}", "B\x12"], "max_gen_toks": 20},
+        "metric_list": [{"metric": "exact_match"}],
+    },
 }
 
 
@@ -67,8 +89,15 @@ def folder(tmp_path_factory, run):
     rng = np.random.default_rng(0)
     questions = [phrases(rng, count) for count in (1, 2, 5, 9, 30, 200) for _ in range(3)]
     model = sconce.load(run, backend=INSTALLED[0])
-    kwargs = TASKS["local_writing"]["generation_kwargs"]
-    written = write_continuations(model, [(question, kwargs) for question in questions], 4, 0)
+    written, cut, whole = (
+        write_continuations(model, [(question, kwargs) for question in questions], 4, 0)
+        for kwargs in (
+            TASKS["local_writing"]["generation_kwargs"],
+            TASKS["local_cut"]["generation_kwargs"],
+            {"max_gen_toks": 20},
+        )
+    )
+    assert 5 < sum(short != long for short, long in zip(cut, whole, strict=True)) < len(questions)
     documents = [
         {
             "question": question,
@@ -76,6 +105,8 @@ def folder(tmp_path_factory, run):
             "answer": index % 3,
             "page": phrases(rng, 20 * index + 1),
             "written": written[index] if index % 2 else "nothing",
+            "start": ("", question + "  ", question)[index % 3],  # no context, one that ends in spaces, another
+            "cut": cut[index],
         }
         for index, question in enumerate(questions)
     ]
@@ -86,11 +117,15 @@ def folder(tmp_path_factory, run):
     return home
 
 
+def huggingface_model(folder):
+    huggingface = pytest.importorskip("lm_eval.models.huggingface")
+    return huggingface.HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4)
+
+
 @pytest.fixture(scope="module")
 def expected(exported, folder):
     """What the harness finds with its own model: figures of each task."""
-    huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    model = huggingface.HFLM(pretrained=str(exported), device="cpu", dtype="float32", batch_size=4)
+    model = huggingface_model(exported)
     manager = evaluator.TaskManager(include_path=str(folder), include_defaults=False)
     found = evaluator.simple_evaluate(
         model, tasks=list(TASKS), task_manager=manager, bootstrap_iters=0, num_fewshot=None, log_samples=False
@@ -110,6 +145,8 @@ def test_scores_are_those_of_the_harness_itself(run, folder, expected, backend):
         assert results[name]["figures"]["questions"] == 18
     assert 0 < expected["local_choice"]["acc,none"] < 1
     assert expected["local_writing"]["exact_match,none"] == pytest.approx(0.5)
+    assert expected["local_cut"]["exact_match,none"] == 1
+    assert 0 < expected["local_likelihood"]["acc,none"] < 1
     assert results["local_choice"]["settings"] | {"harness": "", "version": ""} == {
         "num_fewshot": 0,
         "limit": None,
@@ -117,6 +154,51 @@ def test_scores_are_those_of_the_harness_itself(run, folder, expected, backend):
         "harness": "",
         "version": "",
     }
+
+
+def write_choices(folder, text, choices):
+    """A task of two questions: a plain one, and this."""
+    asked = [{"text": "a", "choices": ["b", "c"]}, {"text": text, "choices": choices}]
+    (folder / "data.jsonl").write_text("".join(json.dumps(document) + "\n" for document in asked))
+    task = {
+        "task": "local_empty",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "data.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "target_delimiter": "",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": 1,
+        "metric_list": [{"metric": "acc"}],
+    }
+    (folder / "local_empty.yaml").write_text(json.dumps(task))
+
+
+def ask_huggingface(exported, folder):
+    manager = evaluator.TaskManager(include_path=str(folder), include_defaults=False)
+    model = huggingface_model(exported)
+    return evaluator.simple_evaluate(model, tasks=["local_empty"], task_manager=manager, bootstrap_iters=0)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # the harness divides by the choice's length
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_an_empty_choice_is_certain_as_the_harness_has_it(run, exported, tmp_path, backend):
+    write_choices(tmp_path, "a lamp", ["b", ""])
+    expected = ask_huggingface(exported, tmp_path)["results"]["local_empty"]["acc,none"]
+    (result,) = run_tasks(sconce.load(run, backend=backend), TaskOptions(tasks=["local_empty"], include=tmp_path))
+    assert result["figures"]["acc,none"] == expected >= 0.5
+
+
+@pytest.mark.parametrize(("text", "choice", "says"), [("", "", "any text"), ("  ", "a", "a context of no tokens")])
+def test_what_the_harness_fails_on_is_one_line(run, exported, tmp_path, text, choice, says):
+    write_choices(tmp_path, text, ["b", choice])
+    done = sconce_here("eval", run, "--tasks", "local_empty", "--task-path", tmp_path, "--backend", INSTALLED[-1])
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("sconce: a question cannot be scored: ")
+    assert says in done.stderr
+    with pytest.raises((AssertionError, IndexError)):
+        ask_huggingface(exported, tmp_path)
 
 
 def test_examples_and_a_limit_reach_the_task(run, folder):

@@ -1,9 +1,20 @@
 """Keys and values of every layer in MLX, in memory that grows page by page."""
 
+from typing import NamedTuple
+
 import mlx.core as mx
 
 from sconce.cache import PAGE, Placement, Rows
 from sconce.spec import ModelSpec
+
+
+class Target(NamedTuple):
+    """Where the tokens of one feed go in every layer: side by side into `slots`, or each to its own (B, T) of them."""
+
+    rows: slice
+    slots: slice | mx.array
+    rows_B1: mx.array | None
+    seen: int
 
 
 class Cache:
@@ -16,9 +27,20 @@ class Cache:
         self.layers: list[list[mx.array]] = []
         self._empty()
 
-    def reserve(self, rows: int, slots: int) -> None:
+    def place(self, first_row: int, rows: int, length: int) -> tuple[Placement, Target]:
+        """Places for `length` tokens, at most CHUNK, appended to each of `rows` rows, with memory for them."""
+        stop = first_row + rows
+        self.rows.reserve(stop)
+        place = self.rows.place(first_row, rows, length)
+        self._reserve(stop, place.seen)
+        if place.start is not None:
+            slots = slice(place.start, place.start + length)
+            return place, Target(slice(first_row, stop), slots, None, place.seen)
+        rows_B1 = mx.arange(first_row, stop)[:, None]
+        return place, Target(slice(first_row, stop), mx.array(place.slots), rows_B1, place.seen)
+
+    def _reserve(self, rows: int, slots: int) -> None:
         """Have memory for so many rows and slots; what is there stays."""
-        self.rows.reserve(rows)
         held_rows, _, held_slots, _ = self.layers[0][0].shape
         if held_rows >= rows and held_slots >= slots:
             return
@@ -32,22 +54,16 @@ class Cache:
                     grown[:held_rows, :, :held_slots] = held
                 pair[index] = grown
 
-    def store(
-        self, layer: int, place: Placement, first_row: int, k_BKTD: mx.array, v_BKTD: mx.array
-    ) -> tuple[mx.array, mx.array]:
+    def store(self, layer: int, target: Target, k_BKTD: mx.array, v_BKTD: mx.array) -> tuple[mx.array, mx.array]:
         """Put new keys and values in; all that the tokens may see, (B, K, seen, D) each, the new ones among it."""
-        rows, length = k_BKTD.shape[0], k_BKTD.shape[2]
-        stop = first_row + rows
-        pair = self.layers[layer]
-        if place.start is not None:
-            end = place.start + length
-            pair[0][first_row:stop, :, place.start : end] = k_BKTD
-            pair[1][first_row:stop, :, place.start : end] = v_BKTD
+        keys, values = self.layers[layer]
+        if target.rows_B1 is None:
+            keys[target.rows, :, target.slots] = k_BKTD
+            values[target.rows, :, target.slots] = v_BKTD
         else:
-            rows_B1, slots_BT = mx.arange(first_row, stop)[:, None], mx.array(place.slots)
-            pair[0][rows_B1, :, slots_BT] = k_BKTD.swapaxes(1, 2)
-            pair[1][rows_B1, :, slots_BT] = v_BKTD.swapaxes(1, 2)
-        return pair[0][first_row:stop, :, : place.seen], pair[1][first_row:stop, :, : place.seen]
+            keys[target.rows_B1, :, target.slots] = k_BKTD.swapaxes(1, 2)
+            values[target.rows_B1, :, target.slots] = v_BKTD.swapaxes(1, 2)
+        return keys[target.rows, :, : target.seen], values[target.rows, :, : target.seen]
 
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes what row `source` is."""

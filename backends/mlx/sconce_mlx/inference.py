@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sconce.backend import Batch, ComputeOptions, TensorSource, check_names, take
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
+from sconce_mlx.loss import score_targets
 from sconce_mlx.model import Linear, Model
 
 LOGITS_ROWS = 1024  # tokens whose logits are made at once
@@ -34,23 +35,14 @@ class MLXLanguageModel:
     def score(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Per-token loss (batch, seq), 0 where the target is -1; and where the likeliest token is the target."""
         segments = None if batch.segments is None else mx.array(batch.segments)
-        x_NH = self.model.hidden(mx.array(batch.inputs), segments, None, differentiated=False).flatten(0, 1)
-        targets_N = mx.array(batch.targets).flatten()
-        nats: list[mx.array] = []
-        hits: list[mx.array] = []
-        for start in range(0, targets_N.size, LOGITS_ROWS):
-            targets = targets_N[start : start + LOGITS_ROWS]
-            logits = (x_NH[start : start + LOGITS_ROWS] @ self.decode_weights.head.T).astype(mx.float32)
-            picked = mx.take_along_axis(logits, mx.maximum(targets, 0)[:, None], axis=-1).squeeze(-1)
-            nats.append(mx.where(targets >= 0, mx.logsumexp(logits, axis=-1) - picked, 0.0))
-            hits.append(mx.argmax(logits, axis=-1) == targets)
-            mx.eval(nats[-1], hits[-1])
-        shape = batch.targets.shape
-        return np.array(mx.concatenate(nats)).reshape(shape), np.array(mx.concatenate(hits)).reshape(shape)
+        x_BTH = self.model.hidden(mx.array(batch.inputs), segments, None, differentiated=False)
+        targets_BT = mx.array(batch.targets)
+        nats_BT, hits_BT = score_targets(x_BTH, self.model.head_weight, targets_BT, LOGITS_ROWS)
+        return np.array(nats_BT), np.array(hits_BT)
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A fresh decoder, which shares the weights."""
-        return MLXDecoder(self.model, self.spec, rows, max_len, self.decode_weights)
+        return MLXDecoder(self.decode_weights, rows, max_len)
 
     def _share(self) -> None:
         """Let the model's matrices be views of those that decoding joined, so that nothing is there twice."""

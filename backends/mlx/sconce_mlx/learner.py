@@ -24,8 +24,8 @@ from sconce.dropout import row_keys
 from sconce.heap import give_back_freed_memory, keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
-from sconce_mlx.decode import MLXDecoder
-from sconce_mlx.loss import summed_nats, token_nats
+from sconce_mlx.decode import DecodeWeights, MLXDecoder
+from sconce_mlx.loss import score_targets, summed_nats
 from sconce_mlx.memory import out_of_memory
 from sconce_mlx.model import Model
 from sconce_mlx.optim import Optimizer, Tree, next_loss_scale
@@ -110,11 +110,12 @@ class MLXLearner:
             inputs, targets, segments = _to_device(batch)
             model = self._filled_model(self.params)
             x_BTH = model.hidden(inputs, segments, None, differentiated=False)
-            return np.array(token_nats(x_BTH, model.head_weight, targets, self.run.loss_chunk))
+            nats_BT, _ = score_targets(x_BTH, model.head_weight, targets, self.run.loss_chunk)
+            return np.array(nats_BT)
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
-        return MLXDecoder(self._filled_model(self.params), self.spec, rows, max_len)
+        return MLXDecoder(DecodeWeights(self._filled_model(self.params), self.spec), rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights, then slots, as float32 on the host."""

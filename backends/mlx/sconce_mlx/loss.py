@@ -5,20 +5,29 @@ from typing import cast
 import mlx.core as mx
 
 
-def token_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chunk: int | None) -> mx.array:
-    """-log p(target) as float32 (B, T), of logits x @ weight.T made `chunk` tokens at a time; 0 where target is -1."""
+def score_targets(
+    x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chunk: int | None
+) -> tuple[mx.array, mx.array]:
+    """-log p(target) as float32 (B, T), 0 where target is -1, and where the likeliest token is the target.
+
+    Logits are x @ weight.T, made `chunk` tokens at a time.
+    """
     weight_VH = weight_VH.astype(x_BTH.dtype)
     x_NH, targets_N = x_BTH.flatten(0, 1), targets_BT.flatten()
-    parts: list[mx.array] = []
+    nats: list[mx.array] = []
+    hits: list[mx.array] = []
     for start, end in _chunks(targets_N.size, chunk):
+        targets = targets_N[start:end]
         logits = (x_NH[start:end] @ weight_VH.T).astype(mx.float32)
-        picked = mx.take_along_axis(logits, mx.maximum(targets_N[start:end, None], 0), axis=-1).squeeze(-1)
-        parts.append(mx.where(targets_N[start:end] >= 0, mx.logsumexp(logits, axis=-1) - picked, 0.0))
-    return mx.concatenate(parts).reshape(targets_BT.shape)
+        picked = mx.take_along_axis(logits, mx.maximum(targets, 0)[:, None], axis=-1).squeeze(-1)
+        nats.append(mx.where(targets >= 0, mx.logsumexp(logits, axis=-1) - picked, 0.0))
+        hits.append(mx.argmax(logits, axis=-1) == targets)
+        mx.eval(nats[-1], hits[-1])  # one chunk's logits at a time
+    return mx.concatenate(nats).reshape(targets_BT.shape), mx.concatenate(hits).reshape(targets_BT.shape)
 
 
 def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chunk: int | None) -> mx.array:
-    """The sum of `token_nats`, to be differentiated.
+    """The sum of `score_targets`' nats, to be differentiated.
 
     Makes both gradients on the way forward, while a chunk's logits are there, so that none is made twice or kept.
     """

@@ -92,7 +92,7 @@ class Rope:
             self.base, self.periods = None, mx.array([1 / own for own in frequencies])
         self.magnitude = magnitude(spec.rope_scaling)
 
-    def __call__(self, x_BNTD: mx.array, offset: int | mx.array) -> mx.array:
+    def __call__(self, x_BNTD: mx.array, offset: int | mx.array = 0) -> mx.array:
         x = x_BNTD if self.magnitude == 1 else x_BNTD * self.magnitude
         return mx.fast.rope(
             x, self.width, traditional=False, base=self.base, scale=1.0, offset=offset, freqs=self.periods
@@ -118,20 +118,20 @@ class Attention(nn.Module):
         self.layer = layer
         self.fused = run.attention != "reference"
 
-    def project(self, x_BTH: mx.array, offset: int) -> tuple[mx.array, mx.array, mx.array]:
-        """Queries (B, N, T, D), keys and values (B, K, T, D); the first token stands at position `offset`."""
+    def project(self, x_BTH: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries (B, N, T, D), keys and values (B, K, T, D)."""
         heads = (*x_BTH.shape[:2], -1, self.head_dim)
         q_BNTD = self.q_norm(self.q_proj(x_BTH).reshape(heads)).swapaxes(1, 2)
         k_BKTD = self.k_norm(self.k_proj(x_BTH).reshape(heads)).swapaxes(1, 2)
         v_BKTD = self.v_proj(x_BTH).reshape(heads).swapaxes(1, 2)
-        return self.rope(q_BNTD, offset), self.rope(k_BKTD, offset), v_BKTD
+        return self.rope(q_BNTD), self.rope(k_BKTD), v_BKTD
 
     def merge(self, out_BNTD: mx.array) -> mx.array:
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.swapaxes(1, 2).flatten(2))
 
     def __call__(self, x_BTH: mx.array, context: Context) -> mx.array:
-        q, k, v = self.project(x_BTH, offset=0)
+        q, k, v = self.project(x_BTH)
         if not self.fused or (context.keys_B is not None and self.dropout > 0):
             return self.merge(self._attend_in_full(q, k, v, context))
         if context.in_blocks:

@@ -1,10 +1,21 @@
 """Keys and values of every layer in PyTorch, in memory that grows page by page."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from sconce.cache import PAGE, Placement, Rows
 from sconce.spec import ModelSpec
+
+
+class Target(NamedTuple):
+    """Where the tokens of one feed go in every layer: side by side into `slots`, or each to its own (B, T) of them."""
+
+    rows: slice
+    slots: slice | Tensor
+    rows_B1: Tensor | None
+    seen: int
 
 
 class Cache:
@@ -18,9 +29,21 @@ class Cache:
             for _ in range(spec.num_layers)
         ]
 
-    def reserve(self, rows: int, slots: int) -> None:
+    def place(self, first_row: int, rows: int, length: int) -> tuple[Placement, Target]:
+        """Places for `length` tokens, at most CHUNK, appended to each of `rows` rows, with memory for them."""
+        stop = first_row + rows
+        self.rows.reserve(stop)
+        place = self.rows.place(first_row, rows, length)
+        self._reserve(stop, place.seen)
+        if place.start is not None:
+            slots = slice(place.start, place.start + length)
+            return place, Target(slice(first_row, stop), slots, None, place.seen)
+        device = self.layers[0].device
+        rows_B1 = torch.arange(first_row, stop, device=device)[:, None]
+        return place, Target(slice(first_row, stop), torch.from_numpy(place.slots).to(device), rows_B1, place.seen)
+
+    def _reserve(self, rows: int, slots: int) -> None:
         """Have memory for so many rows and slots; what is there stays."""
-        self.rows.reserve(rows)
         held_rows, held_slots = self.layers[0].shape[1], self.layers[0].shape[3]
         if held_rows >= rows and held_slots >= slots:
             return
@@ -32,20 +55,16 @@ class Cache:
             grown[:, :held_rows, :, :held_slots] = held
             self.layers[layer] = grown
 
-    def store(self, layer: int, place: Placement, first_row: int, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
+    def store(self, layer: int, target: Target, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
         """Put new keys and values in; all that the tokens may see, (2, B, K, seen, D), the new ones among it."""
-        rows, length = k_BKTD.shape[0], k_BKTD.shape[2]
-        cache = self.layers[layer][:, first_row : first_row + rows]
-        if place.start is not None:
-            end = place.start + length
-            cache[0, :, :, place.start : end] = k_BKTD
-            cache[1, :, :, place.start : end] = v_BKTD
+        cache = self.layers[layer]
+        if target.rows_B1 is None:
+            cache[0, target.rows, :, target.slots] = k_BKTD
+            cache[1, target.rows, :, target.slots] = v_BKTD
         else:
-            rows_B1 = torch.arange(rows, device=cache.device)[:, None]
-            slots_BT = torch.from_numpy(place.slots).to(cache.device)
-            cache[0][rows_B1, :, slots_BT] = k_BKTD.transpose(1, 2)
-            cache[1][rows_B1, :, slots_BT] = v_BKTD.transpose(1, 2)
-        return cache[:, :, :, : place.seen]
+            cache[0][target.rows_B1, :, target.slots] = k_BKTD.transpose(1, 2)
+            cache[1][target.rows_B1, :, target.slots] = v_BKTD.transpose(1, 2)
+        return cache[:, target.rows, :, : target.seen]
 
     @torch.inference_mode()
     def move(self, source: int, target: int) -> None:

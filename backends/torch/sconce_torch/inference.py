@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sconce.backend import Batch, ComputeOptions, TensorSource, check_names, take
 from sconce.spec import ModelSpec
 from sconce_torch.decode import DecodeWeights, TorchDecoder
+from sconce_torch.loss import score_targets
 from sconce_torch.model import Block, Linear, Model
 
 LOGITS_ROWS = 1024  # tokens whose logits are made at once
@@ -39,19 +40,13 @@ class TorchLanguageModel:
         """Per-token loss (batch, seq), 0 where the target is -1; and where the likeliest token is the target."""
         segments = None if batch.segments is None else self._put(batch.segments)
         with torch.inference_mode():
-            x_NH = self.model.hidden(self._put(batch.inputs), segments, None).flatten(0, 1)
-            targets_N = self._put(batch.targets).flatten()
-            nats, hits = [], []
-            for x, targets in zip(x_NH.split(LOGITS_ROWS), targets_N.split(LOGITS_ROWS), strict=True):
-                logits = F.linear(x, self.model.head_weight.to(x.dtype)).float()
-                nats.append(F.cross_entropy(logits, targets, ignore_index=-1, reduction="none"))
-                hits.append(logits.argmax(-1) == targets)
-            shape = batch.targets.shape
-            return torch.cat(nats).view(shape).cpu().numpy(), torch.cat(hits).view(shape).cpu().numpy()
+            x_BTH = self.model.hidden(self._put(batch.inputs), segments, None)
+            nats_BT, hits_BT = score_targets(x_BTH, self.model.head_weight, self._put(batch.targets), LOGITS_ROWS)
+            return nats_BT.cpu().numpy(), hits_BT.cpu().numpy()
 
     def decoder(self, rows: int, max_len: int) -> TorchDecoder:
         """A fresh decoder, which shares the weights."""
-        return TorchDecoder(self.model, self.spec, rows, max_len, self.decode_weights)
+        return TorchDecoder(self.decode_weights, rows, max_len)
 
     def _share(self) -> None:
         """Let the model's matrices be views of those that decoding joined, so that nothing is there twice."""

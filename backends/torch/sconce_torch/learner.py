@@ -26,8 +26,8 @@ from sconce.heap import give_back_freed_memory, keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.compile import Compiled
-from sconce_torch.decode import TorchDecoder
-from sconce_torch.loss import summed_nats, token_nats
+from sconce_torch.decode import DecodeWeights, TorchDecoder
+from sconce_torch.loss import score_targets, summed_nats
 from sconce_torch.memory import out_of_memory
 from sconce_torch.model import Model
 from sconce_torch.optim import LossScaler, Optimizer
@@ -113,11 +113,12 @@ class TorchLearner:
         with out_of_memory(intact=True), torch.inference_mode():
             inputs, targets, segments = self._put_batch(batch)
             x_BTH = self.model.hidden(inputs, segments, None)
-            return token_nats(x_BTH, self.model.head_weight, targets, self.loss_chunk).cpu().numpy()
+            nats_BT, _ = score_targets(x_BTH, self.model.head_weight, targets, self.loss_chunk)
+            return nats_BT.cpu().numpy()
 
     def decoder(self, rows: int, max_len: int) -> TorchDecoder:
         """A decoder over the present weights."""
-        return TorchDecoder(self.model, self.spec, rows, max_len)
+        return TorchDecoder(DecodeWeights(self.model, self.spec), rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights, then slots, as float32 on the host."""

@@ -8,20 +8,24 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 
-def token_nats(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
-    """-log p(target) as float32 (B, T), of logits x @ weight.T made `chunk` tokens at a time; 0 where target is -1."""
+def score_targets(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """-log p(target) as float32 (B, T), 0 where target is -1, and where the likeliest token is the target.
+
+    Logits are x @ weight.T, made `chunk` tokens at a time.
+    """
     weight_VH = weight_VH.to(x_BTH.dtype)
-    pairs = zip(x_BTH.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True)
-    return torch.cat([_nats(F.linear(x_NH, weight_VH), targets_N) for x_NH, targets_N in pairs]).view_as(targets_BT)
+    nats: list[Tensor] = []
+    hits: list[Tensor] = []
+    for x_NH, targets_N in zip(x_BTH.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True):
+        logits_NV = F.linear(x_NH, weight_VH).float()
+        nats.append(F.cross_entropy(logits_NV, targets_N, ignore_index=-1, reduction="none"))
+        hits.append(logits_NV.argmax(-1) == targets_N)
+    return torch.cat(nats).view_as(targets_BT), torch.cat(hits).view_as(targets_BT)
 
 
 def summed_nats(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
-    """The sum of `token_nats`, to be differentiated."""
+    """The sum of `score_targets`' nats, to be differentiated."""
     return _SummedNats.apply(x_BTH.flatten(0, 1), weight_VH, targets_BT.flatten(), chunk)  # type: ignore[return-value]
-
-
-def _nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=-1, reduction="none")
 
 
 class _SummedNats(torch.autograd.Function):

@@ -97,12 +97,12 @@ class Rope(nn.Module):
         self.register_buffer("cos_TD", (angles.cos() * scale).float(), persistent=False)
         self.register_buffer("sin_TD", (angles.sin() * scale).float(), persistent=False)
 
-    def forward(self, x_BNTD: Tensor, offset: int) -> Tensor:
-        end = offset + x_BNTD.shape[2]
+    def forward(self, x_BNTD: Tensor) -> Tensor:
+        length = x_BNTD.shape[2]
         x = x_BNTD.float()
         left, right = x.chunk(2, dim=-1)
         rotated = torch.cat((-right, left), dim=-1)
-        return (x * self.cos_TD[offset:end] + rotated * self.sin_TD[offset:end]).to(x_BNTD.dtype)
+        return (x * self.cos_TD[:length] + rotated * self.sin_TD[:length]).to(x_BNTD.dtype)
 
 
 class Attention(nn.Module):
@@ -123,20 +123,20 @@ class Attention(nn.Module):
         self.layer = layer
         self.fused = run.attention != "reference"
 
-    def project(self, x_BTH: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, N, T, D), keys and values (B, K, T, D); the first token stands at position `offset`."""
+    def project(self, x_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, N, T, D), keys and values (B, K, T, D)."""
         heads = (*x_BTH.shape[:2], -1, self.head_dim)
         q_BNTD = self.q_norm(self.q_proj(x_BTH).view(heads)).transpose(1, 2)
         k_BKTD = self.k_norm(self.k_proj(x_BTH).view(heads)).transpose(1, 2)
         v_BKTD = self.v_proj(x_BTH).view(heads).transpose(1, 2)
-        return self.rope(q_BNTD, offset), self.rope(k_BKTD, offset), v_BKTD
+        return self.rope(q_BNTD), self.rope(k_BKTD), v_BKTD
 
     def merge(self, out_BNTD: Tensor) -> Tensor:
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.transpose(1, 2).flatten(2))
 
     def forward(self, x_BTH: Tensor, context: Context) -> Tensor:
-        q, k, v = self.project(x_BTH, offset=0)
+        q, k, v = self.project(x_BTH)
         if not self.fused or (context.keys_B is not None and self.dropout > 0):
             return self.merge(self._attend_in_full(q, k, v, context))
         if q.is_cuda and q.dtype == torch.float32:  # no fused CUDA kernel shares float32 keys between heads
