@@ -19,8 +19,8 @@ WORDS = 20_000
 BLOCK_BYTES = 10**6
 
 
-def write_text(path: Path, megabytes: int) -> None:
-    """Lines of words by Zipf's law, in passages; the same for the same size."""
+def write_text(path: Path, megabytes: int, one_line: bool) -> None:
+    """Lines of words by Zipf's law, in passages, or all of it in one line; the same for the same size."""
     rng = np.random.default_rng(0)
     letters = rng.integers(97, 123, (WORDS, 9), np.uint8)
     words = np.array([bytes(row[: 2 + index % 8]).decode() for index, row in enumerate(letters)])
@@ -31,7 +31,8 @@ def write_text(path: Path, megabytes: int) -> None:
             lines = [
                 " ".join(drawn[at : at + 12]) + ("\n\n" if at % 60 == 0 else "\n") for at in range(0, len(drawn), 12)
             ]
-            written += file.write("".join(lines))
+            text = "".join(lines)
+            written += file.write(text.replace("\n", " ") if one_line else text)
 
 
 def tree(pid: int) -> list[int]:
@@ -74,13 +75,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[10, 100, 1000])
+    parser.add_argument("--one-line", action="store_true", help="text without a single line end")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     print("workers  text MB  processes  peak RSS MB  peak PSS MB  seconds")
     with tempfile.TemporaryDirectory(prefix="sconce-memory-") as folder:
         for megabytes in options.megabytes:
             text = Path(folder) / f"{megabytes}.txt"
-            write_text(text, megabytes)
+            write_text(text, megabytes, options.one_line)
             for workers in options.workers:
                 out = Path(folder) / f"{megabytes}-{workers}"
                 code = "from sconce_cli.main import main; main()"

@@ -11,6 +11,7 @@
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +20,11 @@ from sconce.backend import Backend, Hardware, load_backend, state_names
 from sconce.config import RunConfig
 from sconce.data.corpus import Corpus
 from sconce.data.discover import exists
+from sconce.data.kinds import kind_of
+from sconce.data.progress import Announcer
 from sconce.data.sources import list_sources
-from sconce.data.text_shards import Existing, TextOptions, are_shards_of, has_text_shards, shard_text
+from sconce.data.text_shards import Existing, are_shards_of, has_text_shards, shard_text
+from sconce.data.text_writer import TextOptions
 from sconce.errors import BackendError, ConfigError, DataError
 from sconce.files import readable_size
 from sconce.hub_address import is_hub
@@ -270,10 +274,7 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def _text_bytes(paths: Sequence[Path]) -> int:
-    packed = (".gz", ".zst", ".parquet", ".arrow")
-    return sum(
-        source.size * (TEXT_GROWTH if source.path.suffix.lower() in packed else 1) for source in list_sources(paths)
-    )
+    return sum(source.size * (TEXT_GROWTH if kind_of(source.path).is_packed else 1) for source in list_sources(paths))
 
 
 def _used(folder: Path) -> int:
@@ -306,8 +307,6 @@ def _place_text(job: CloudJob, places: Places, say: Say) -> LocalJob:
 
 def _cut(paths: tuple[Path, ...], folder: Path, lines: int, job: CloudJob, config: RunConfig, say: Say) -> None:
     """Make `folder` the text of `paths`, one document a line. Raises DataError when it holds other text."""
-    for leftover in folder.parent.glob(f".{folder.name}.tmp-*"):  # of a call that was killed; the run is locked
-        shutil.rmtree(leftover)
     ours = has_text_shards(folder)
     if ours and _gone(paths):
         say(f"text: {', '.join(map(str, paths))} is not here; going on with what was cut from it, in {folder}")
@@ -326,7 +325,8 @@ def _cut(paths: tuple[Path, ...], folder: Path, lines: int, job: CloudJob, confi
         existing = "force"
     elif job.local.shards == "reuse":
         raise DataError(f"--reuse-shards: {folder}: no text there: leave the flag out to cut it")
-    manifest, _ = shard_text(corpus, folder, options, existing)
+    announce = Announcer(say, time.monotonic)
+    manifest, _ = shard_text(corpus, folder, options, existing, progress=announce, say=say)
     shards = manifest["shards"]
     documents, size = (sum(shard[key] for shard in shards) for key in ("documents", "bytes"))
     say(f"text: {documents:,} documents, {readable_size(size)} in {len(shards)} files, in {folder}")

@@ -53,8 +53,8 @@ def prepare(
         typer.Option(
             "--input",
             metavar="PATH",
-            help="Instead of a config: text, .jsonl, .parquet, also .gz or .zst; a folder, a pattern, or a data set "
-            "that `datasets` saved. Repeatable.",
+            help="Instead of a config: text, .jsonl, .json, .csv, .parquet, also .gz or .zst; a folder, a pattern, "
+            "hf://org/name, or a data set that `datasets` saved. Repeatable.",
         ),
     ] = None,
     tokenizer: TokenizerOption = None,

@@ -11,6 +11,7 @@ from sconce_cli.shards import Document, OnError
 
 if TYPE_CHECKING:
     from sconce.data.text_shards import Existing
+    from sconce_cli.console import Terminal
 
 
 class Format(StrEnum):
@@ -33,14 +34,17 @@ InputOption = Annotated[
     typer.Option(
         "--input",
         metavar="PATH",
-        help="Text, .jsonl, .parquet, also .gz or .zst; a folder, a pattern, or a data set that `datasets` saved. "
-        "Repeatable.",
+        help="Text, .jsonl, .json, .csv, .parquet, also .gz or .zst; a folder, a pattern, hf://org/name, or a data set "
+        "that `datasets` saved. Repeatable.",
     ),
 ]
 OutOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Where train/ and validation/ go.")]
 TextFieldOption = Annotated[str, typer.Option("--text-field", help="Field or column of a record with its text.")]
 OnErrorOption = Annotated[
     OnError, typer.Option("--on-error", help="What to do with what cannot be used; skip counts it.")
+]
+TakeOption = Annotated[
+    int | None, typer.Option("--take", min=1, metavar="N", help="End after the first N documents of the input.")
 ]
 LinesOption = Annotated[int | None, typer.Option("--lines", min=1, metavar="N", help="Documents a shard, at most.")]
 BytesOption = Annotated[
@@ -67,6 +71,7 @@ def shard(
     size: BytesOption = None,
     gzip: GzipOption = False,
     validation_fraction: ValidationOption = 0.0,
+    take: TakeOption = None,
     text_field: TextFieldOption = "text",
     on_error: OnErrorOption = OnError.stop,
     reuse: ReuseOption = False,
@@ -76,17 +81,25 @@ def shard(
 ) -> None:
     """Cut a corpus into shards of text. A document is never cut; the same documents give the same bytes.
 
+    Killed, the same command goes on.
     Train on them with data.train_shards = ["FOLDER/train"] and data.document = "line".
     """
+    import time
+
     from sconce.data.corpus import Corpus
-    from sconce.data.text_shards import TextOptions, shard_text
+    from sconce.data.progress import Announcer
+    from sconce.data.text_shards import shard_text
+    from sconce.data.text_writer import TextOptions
+    from sconce_cli.console import make_reporter
 
     options = TextOptions(
-        format=format.value, lines=lines, size=size, gzip=gzip, validation_fraction=validation_fraction
+        format=format.value, lines=lines, size=size, gzip=gzip, validation_fraction=validation_fraction, take=take
     )
     corpus = Corpus(paths=tuple(inputs), rule=document.value, text_field=text_field, on_error=on_error.value)
-    manifest, reused = shard_text(corpus, out, options, _existing(reuse, force))
-    _report(out, manifest, reused, quiet, as_json)
+    terminal = make_reporter(quiet, as_json)
+    announce = Announcer(terminal.say, time.monotonic, documents=take)
+    manifest, reused = shard_text(corpus, out, options, _existing(reuse, force), progress=announce, say=terminal.say)
+    _report(out, manifest, reused, terminal)
 
 
 def clean(
@@ -110,6 +123,7 @@ def clean(
     size: BytesOption = None,
     gzip: GzipOption = False,
     validation_fraction: ValidationOption = 0.0,
+    take: TakeOption = None,
     text_field: TextFieldOption = "text",
     on_error: OnErrorOption = OnError.stop,
     reuse: ReuseOption = False,
@@ -120,12 +134,17 @@ def clean(
     """Clean a corpus into shards of JSON lines, and count what was dropped and why.
 
     Line ends become LF; control characters and white space at line ends go. Of duplicates the first is kept.
+    Killed, the same command goes on.
     """
+    import time
+
     from sconce.data.clean import CleanOptions, clean_corpus
     from sconce.data.corpus import Corpus
-    from sconce.data.text_shards import TextOptions
+    from sconce.data.progress import Announcer
+    from sconce.data.text_writer import TextOptions
+    from sconce_cli.console import make_reporter
 
-    options = TextOptions(lines=lines, size=size, gzip=gzip, validation_fraction=validation_fraction)
+    options = TextOptions(lines=lines, size=size, gzip=gzip, validation_fraction=validation_fraction, take=take)
     cleaning = CleanOptions(
         min_chars=min_chars,
         collapse_spaces=collapse_spaces,
@@ -134,8 +153,12 @@ def clean(
         seed=seed,
     )
     corpus = Corpus(paths=tuple(inputs), rule=document.value, text_field=text_field, on_error=on_error.value)
-    manifest, reused = clean_corpus(corpus, out, cleaning, options, _existing(reuse, force))
-    _report(out, manifest, reused, quiet, as_json)
+    terminal = make_reporter(quiet, as_json)
+    announce = Announcer(terminal.say, time.monotonic, documents=take)
+    manifest, reused = clean_corpus(
+        corpus, out, cleaning, options, _existing(reuse, force), progress=announce, say=terminal.say
+    )
+    _report(out, manifest, reused, terminal)
 
 
 def _existing(reuse: bool, force: bool) -> "Existing":
@@ -146,10 +169,7 @@ def _existing(reuse: bool, force: bool) -> "Existing":
     return "reuse" if reuse else "force" if force else "refuse"
 
 
-def _report(out: Path, manifest: dict[str, Any], reused: bool, quiet: bool, as_json: bool) -> None:
-    from sconce_cli.console import make_reporter
-
-    terminal = make_reporter(quiet, as_json)
+def _report(out: Path, manifest: dict[str, Any], reused: bool, terminal: "Terminal") -> None:
     shards = manifest["shards"]
     documents, size = (sum(shard[key] for shard in shards) for key in ("documents", "bytes"))
     counts: dict[str, int] = manifest.get("counts", {})

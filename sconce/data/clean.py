@@ -3,27 +3,33 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
 
 from sconce.data.corpus import Corpus
-from sconce.data.text_shards import Existing, TextOptions, make_text, text_request
+from sconce.data.progress import Progress, Say
+from sconce.data.text_shards import Existing, TextJob, make_text, text_request
+from sconce.data.text_writer import TextOptions
 from sconce.errors import DataError
 
 Duplicates = Literal["keep", "exact", "near"]
 
-_LINE_ENDS = re.compile(r"\r\n?|[\u2028\u2029]")
+_LINE_ENDS = ("\r\n", "\r", "\u2028", "\u2029")
 # C0 and C1 but tab and LF, zero-width no-break space, and what steers the direction of writing.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_LINE_REST = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _SPACES = re.compile(r"[^\S\n]+")
 _BLANK_LINES = re.compile(r"\n{3,}")
 _WORD = re.compile(r"\w+")
 _SHINGLE_WORDS = 5
 _PERMUTATIONS = 128
+_HASHES = np.dtype("<u4")  # datasketch keeps hashes of 32 bits
+_SKETCH_BYTES = _PERMUTATIONS * _HASHES.itemsize
+_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +51,11 @@ def clean_text(text: str, *, collapse_spaces: bool = False) -> str:
 
     With `collapse_spaces` also one space for each run of white space inside a line, indents included.
     """
-    text = _CONTROL.sub("", _LINE_ENDS.sub("\n", text))
-    text = _LINE_REST.sub("", _SPACES.sub(" ", text) if collapse_spaces else text)
+    for line_end in _LINE_ENDS:
+        text = text.replace(line_end, "\n")
+    text = _CONTROL.sub("", text)
+    text = _SPACES.sub(" ", text) if collapse_spaces else text
+    text = "\n".join([line.rstrip() for line in text.split("\n")])  # many times as fast as a pattern
     return _BLANK_LINES.sub("\n\n", text).strip("\n").rstrip()
 
 
@@ -62,8 +71,9 @@ class Cleaner:
         self._options = options
         self._seen: set[bytes] = set()
         self._near = _NearDuplicates(options) if options.duplicates == "near" else None
+        self._learned: list[bytes] = []
 
-    def clean(self, documents: Iterable[bytes]) -> Iterator[bytes]:
+    def __call__(self, documents: Iterable[bytes]) -> Iterator[bytes]:
         """The documents that are kept, cleaned, in UTF-8."""
         for document in documents:
             self.counts["read"] += 1
@@ -82,50 +92,81 @@ class Cleaner:
             return "too_short"
         if self._options.duplicates == "keep":
             return None
-        digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(text.encode(), digest_size=_DIGEST_BYTES).digest()
         if digest in self._seen:
             return "duplicate"
+        sketch = b""
+        if self._near is not None and (sketch := self._near.learn(text, digest)) is None:
+            return "near_duplicate"
         self._seen.add(digest)
-        return "near_duplicate" if self._near is not None and self._near.seen(text, digest) else None
+        self._learned.append(digest + sketch)
+        return None
+
+    def learned(self) -> bytes:
+        """What identifies each document that was kept since the last call."""
+        raw = b"".join(self._learned)
+        self._learned.clear()
+        return raw
+
+    def restore(self, counts: Mapping[str, int], learned: BinaryIO) -> None:
+        """Go on where another one stopped, which had these counts, and had learned this."""
+        self.counts.update(counts)
+        size = _DIGEST_BYTES + (_SKETCH_BYTES if self._near is not None else 0)
+        while record := learned.read(size):
+            digest = record[:_DIGEST_BYTES]
+            self._seen.add(digest)
+            if self._near is not None:
+                self._near.add(digest, record[_DIGEST_BYTES:])
 
 
 class _NearDuplicates:
     def __init__(self, options: CleanOptions) -> None:
         try:
-            self._library: Any = import_module("datasketch")
+            library: Any = import_module("datasketch")
         except ImportError:
             raise DataError("near duplicates need datasketch: pip install 'sconce-lm[dedup]'") from None
-        self._options = options
+        self._similarity = options.similarity
+        self._empty: Any = library.MinHash(num_perm=_PERMUTATIONS, seed=options.seed)
         self._sketches: dict[bytes, Any] = {}
-        self._index: Any = self._library.MinHashLSH(threshold=options.similarity, num_perm=_PERMUTATIONS)
+        self._index: Any = library.MinHashLSH(threshold=options.similarity, num_perm=_PERMUTATIONS)
 
-    def seen(self, text: str, name: bytes) -> bool:
-        """Whether a text like this one was kept before; if not, it is from now on."""
+    def learn(self, text: str, name: bytes) -> bytes | None:
+        """The sketch of a text, which is remembered; None for one like a text that was learned before."""
         words = _WORD.findall(text.lower())
         grams = {" ".join(words[at : at + _SHINGLE_WORDS]) for at in range(max(1, len(words) - _SHINGLE_WORDS + 1))}
-        sketch: Any = self._library.MinHash(num_perm=_PERMUTATIONS, seed=self._options.seed)
+        sketch = self._empty.copy()
         sketch.update_batch([gram.encode() for gram in grams])
         # The index proposes; the estimate decides.
         candidates = self._index.query(sketch)
-        if any(self._sketches[other].jaccard(sketch) >= self._options.similarity for other in candidates):
-            return True
+        if any(self._sketches[other].jaccard(sketch) >= self._similarity for other in candidates):
+            return None
+        self._remember(name, sketch)
+        return sketch.hashvalues.astype(_HASHES).tobytes()
+
+    def add(self, name: bytes, raw: bytes) -> None:
+        """Remember what `learn` returned."""
+        sketch = self._empty.copy()
+        sketch.hashvalues = np.frombuffer(raw, _HASHES).astype(sketch.hashvalues.dtype)
+        self._remember(name, sketch)
+
+    def _remember(self, name: bytes, sketch: Any) -> None:  # noqa: ANN401 - datasketch has no types
         self._sketches[name] = sketch
         self._index.insert(name, sketch)
-        return False
 
 
 def clean_corpus(
-    corpus: Corpus, folder: Path, cleaning: CleanOptions, options: TextOptions, existing: Existing
+    corpus: Corpus,
+    folder: Path,
+    cleaning: CleanOptions,
+    options: TextOptions,
+    existing: Existing,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
 ) -> tuple[dict[str, Any], bool]:
     """Write the documents of a corpus, cleaned, as text shards; their manifest, and whether they were there already.
 
-    The manifest's "counts" say what became of the documents. Raises DataError as `shard_text` does.
+    The manifest's "counts" say what became of the documents. Killed, it goes on, and raises, as `shard_text` does.
     """
-    cleaner, sources = Cleaner(cleaning), corpus.sources()
-
-    def documents() -> Iterator[bytes]:
-        for source in sources:
-            yield from cleaner.clean(source.documents(corpus.rule))
-
     request = text_request("clean", corpus, options, {"cleaning": asdict(cleaning)})
-    return make_text(request, sources, documents, folder, options, existing, lambda: {"counts": dict(cleaner.counts)})
+    return make_text(TextJob(corpus, options, request, lambda: Cleaner(cleaning), progress, say), folder, existing)

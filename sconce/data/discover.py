@@ -7,11 +7,17 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import cast
 
+from sconce.data.kinds import READ, kind_of
 from sconce.errors import DataError
 
-TEXT_SUFFIXES = (".txt", ".text", ".md")
-RECORD_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
-COMPRESSED_SUFFIXES = (".gz", ".zst")
+_ABOUT_DATA = (  # what lies beside data sets, and is not their text
+    "manifest.json",
+    "config.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "state.json",
+)
 _TRAIN = re.compile(r"(^|[-_.])train([-_.]|$)")
 _HELD_OUT = re.compile(r"(^|[-_.])(validation|valid|val|dev|eval|test)([-_.]|$)")
 
@@ -19,10 +25,11 @@ _HELD_OUT = re.compile(r"(^|[-_.])(validation|valid|val|dev|eval|test)([-_.]|$)"
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """The files at `paths`, in order. A pattern stands for its matches, sorted; `**` reaches into folders.
 
-    A folder stands for the text and record files anywhere in it, by relative path, hidden ones passed over. Where it
-    holds records of a training split by name, as data sets do (train-00000.parquet beside test-00000.parquet), those
-    of other splits are passed over, and README.md, which is about the records, too. A folder that `datasets` saved
-    to disk stands for its table, of several splits the one named train.
+    A folder stands for the text and record files anywhere in it, by relative path, hidden ones and JSON that describes
+    data sets (dataset_info.json, manifest.json) passed over. Where it holds records of a training split by name, as
+    data sets do (train-00000.parquet beside test-00000.parquet), those of other splits are passed over, and README.md,
+    which is about the records, too. A folder that `datasets` saved to disk stands for its table, of several splits the
+    one named train.
     Raises DataError for a path that is not there, or stands for nothing.
     """
     return [file for path in paths for file in _files(path)]
@@ -53,34 +60,22 @@ def _matches(path: Path) -> list[Path]:
 
 def _of_folder(folder: Path) -> list[Path]:
     inside = sorted((path.relative_to(folder) for path in _usable(folder)), key=lambda path: path.as_posix())
-    records = [path for path in inside if _kind(path) in RECORD_SUFFIXES]
+    records = [path for path in inside if kind_of(path).is_records]
     if any(_TRAIN.search(path.name) for path in records):
         held_out = {path for path in records if _HELD_OUT.search(path.name) and not _TRAIN.search(path.name)}
         inside = [path for path in inside if path not in held_out]
     if records:
         inside = [path for path in inside if path.name.lower() != "readme.md"]
     if not inside:
-        kinds = ", ".join((*TEXT_SUFFIXES, *RECORD_SUFFIXES, *COMPRESSED_SUFFIXES))
-        raise DataError(f"{folder}: no text files in this folder; looked for {kinds}")
+        raise DataError(f"{folder}: no text files in this folder; looked for {READ}")
     return [folder / path for path in inside]
 
 
 def _usable(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if not hidden and _kind(path) in (*TEXT_SUFFIXES, *RECORD_SUFFIXES, *COMPRESSED_SUFFIXES) and path.is_file():
+        if not hidden and path.name not in _ABOUT_DATA and path.is_file() and kind_of(path).known:
             yield path
-
-
-def _kind(path: Path) -> str:
-    """The suffix that says how a file is read: of a compressed one what lies inside, if it is records."""
-    *before, last = [suffix.lower() for suffix in path.suffixes] or [""]
-    return before[-1] if last in COMPRESSED_SUFFIXES and before and before[-1] in RECORD_SUFFIXES else last
-
-
-def holds_records(file: Path) -> bool:
-    """Whether a file holds records, not running text."""
-    return _kind(file) in (*RECORD_SUFFIXES, ".arrow")
 
 
 def _saved(folder: Path) -> list[Path]:

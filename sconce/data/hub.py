@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from sconce.data.kinds import READ, kind_of
 from sconce.errors import DataError
 from sconce.hub_address import SCHEME, HubAddress
 
-SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt", ".text", ".md")
 BLOCK_BYTES = 2**22  # of a file asked for at once: enough to make a round trip cheap
 PATIENCE_SECONDS = 300.0
 FIRST_WAIT_SECONDS = 0.5
@@ -211,10 +211,10 @@ def list_files(address: HubAddress) -> tuple[HubFile, ...]:
     commit = resolve(address)
     names = _names(address, commit)
     for name in names:
-        if _kind(name) not in SUFFIXES:
+        if not kind_of(name).known:
             raise DataError(
-                f"{address}: {name}: only Parquet, JSON lines and text are read; the hub's own conversion to Parquet "
-                f"may be at {address.at('refs/convert/parquet')}"
+                f"{address}: {name}: found a file that is none of {READ}; the hub's own conversion to Parquet may be "
+                f"at {address.at('refs/convert/parquet')}"
             )
     hub = _need("huggingface_hub")
     found: dict[str, HubFile] = {}
@@ -253,11 +253,6 @@ def _names(address: HubAddress, commit: str) -> list[str]:
     if not names or not all(names):
         raise DataError(f"{address}: its files are not in the repository itself, and cannot be read")
     return names
-
-
-def _kind(name: str) -> str:
-    *before, last = [suffix.lower() for suffix in PurePosixPath(name).suffixes] or [""]
-    return before[-1] if last in (".gz", ".zst") and before else last
 
 
 def _first_line(error: BaseException) -> str:

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sconce.data.corpus import Split
-from sconce.data.discover import holds_records
+from sconce.data.kinds import kind_of
 from sconce.data.shards import PACKING, Manifest, TokenData, TokenStore
 from sconce.errors import DataError
 from sconce.files import fsync_file, sha256_file, write_json
 
-FORMAT = "sconce-bestfit-1"
+FORMAT = "sconce-bestfit-2"
 PIECE = np.dtype([("start", "<u8"), ("length", "<u4")])
 _BLOCK_DOCUMENTS = 2**20
 _EMPTY = 0.005  # of all places: what packing may leave before more is cut
@@ -177,7 +177,7 @@ def pour(
 
 def are_passages(manifest: Manifest) -> bool:
     """Whether documents are passages of running text, all of them."""
-    return manifest.rule == "passage" and not any(holds_records(Path(source.path)) for source in manifest.sources)
+    return manifest.rule == "passage" and not any(kind_of(source.path).is_records for source in manifest.sources)
 
 
 def _make(blocks: Iterator[Block], seq_len: int, stem: Path, facts: dict[str, Any], passages: bool) -> None:

@@ -3,12 +3,10 @@
 A build that was killed is gone on with from its last commit: see `_Build`.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -17,6 +15,9 @@ from typing import Any
 from sconce.data.corpus import Corpus, Split, split_threshold
 from sconce.data.discover import exists
 from sconce.data.encode import ALONE, DocumentEncoder, EncodersDiffer, EncodingPool, Engine, TextEncoder
+from sconce.data.kinds import was_text
+from sconce.data.progress import Progress
+from sconce.data.reader import Batch, Part, Position, Reader
 from sconce.data.shards import (
     FORMAT,
     MANIFEST,
@@ -28,20 +29,18 @@ from sconce.data.shards import (
     open_tokens,
     read_manifest,
 )
-from sconce.data.sources import DocumentRule, Source
+from sconce.data.sources import Source
+from sconce.data.staging import locked, staged
 from sconce.data.writer import SplitWriter
 from sconce.errors import DataError
-from sconce.files import fsync_folder, sha256_file, write_json
+from sconce.files import sha256_file, write_json
 from sconce.hub_address import spelled
 
 SHARD_TOKENS = 2**26
 JOURNAL = "journal.json"
-_BATCH_BYTES = 2**20  # of text encoded at once: enough to be worth handing to a thread, little beside a model
 _COMMIT_BYTES = 2**26  # of text between two commits, the most that a kill loses
 _ALL = 2**64  # as a threshold: every document is held out
 
-Progress = Callable[[int, int, int], None]
-"""Called with the bytes of the source files read so far, of all of them, and the documents tokenised so far."""
 Say = Callable[[str], None]
 
 
@@ -66,7 +65,7 @@ def prepare(
     """
     say = say or _say_nothing
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if is_current(corpus, tokenizer, folder):
             try:
                 return open_tokens(folder)
@@ -98,33 +97,9 @@ class _Job:
 
 
 def _make(job: _Job, folder: Path) -> None:
-    """Build beside `folder`, then take its place. What an error leaves is kept if it can be gone on with."""
-    new, old = (folder.with_name(f".{folder.name}.tmp-{name}") for name in ("new", "old"))
-    shutil.rmtree(old, ignore_errors=True)  # of a killed build: nobody else has the lock
-    try:
+    with staged(folder, JOURNAL) as new:
         if not is_current(job.corpus, job.tokenizer, new):  # it is if we were killed just before the renaming
             _build(job, new)
-        (new / JOURNAL).unlink(missing_ok=True)
-        for half_written in new.glob(".*.tmp-*"):  # where a kill met the writing of the journal
-            half_written.unlink()
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        fsync_folder(folder.parent)
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
-        if not (new / JOURNAL).exists():
-            shutil.rmtree(new, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Generator[None]:
-    with ExitStack() as stack:
-        # Where nothing can be written, or nothing locked (some network disks), go on: a build may be there.
-        with suppress(OSError):
-            lock = stack.enter_context(folder.with_name(f".{folder.name}.lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the system releases it however the process ends
-        yield
 
 
 def _check_replaceable(folder: Path) -> None:
@@ -144,86 +119,6 @@ def _build(job: _Job, folder: Path) -> None:
         _Build(replace(job, engine=replace(job.engine, fast=None)), folder).run()
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """What one path of the corpus stands for; `path` is its place among `paths`, or among `validation_paths`."""
-
-    path: int
-    threshold: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Position:
-    """How far the sources are read: `source` whole ones, and `documents` of the next; `read` bytes in all."""
-
-    source: int
-    documents: int
-    read: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Documents of one part, and where reading goes on after them."""
-
-    documents: list[bytes]
-    part: "_Part"
-    after: _Position
-
-    @property
-    def threshold(self) -> int:
-        """The hash up to which they are held out."""
-        return self.part.threshold
-
-
-class _Reader:
-    """Reads the sources from `start` on; `finished` is extended by each that is read to its end."""
-
-    def __init__(
-        self,
-        sources: Sequence[tuple[Source, _Part]],
-        rule: DocumentRule,
-        start: _Position,
-        finished: list[dict[str, Any]],
-    ) -> None:
-        self.finished = finished
-        self._sources, self._start = sources, start
-        self._rule: DocumentRule = rule
-        self._read = sum(source.size for source, _ in sources[: start.source])
-
-    @property
-    def skipped(self) -> int:
-        """Records and the like that could not be used, in all that was read so far."""
-        return sum(one["skipped"] for one in self.finished) + sum(source.skipped for source, _ in self._sources)
-
-    def batches(self) -> Iterator[_Batch]:
-        batch, size = _Batch([], _Part(0, 0), self._start), 0
-        for index, (source, part) in enumerate(self._sources[self._start.source :], self._start.source):
-            if batch.documents and batch.part != part:
-                yield batch
-                batch, size = _Batch([], part, batch.after), 0
-            held = batch.documents
-            for taken, document in enumerate(source.documents(self._rule, self._count), 1):
-                if index == self._start.source and taken <= self._start.documents:
-                    continue
-                held.append(document)
-                size += len(document)
-                if size >= _BATCH_BYTES:
-                    yield _Batch(held, part, _Position(index, taken, self._read))
-                    held, size = [], 0
-            self._finish(source)
-            batch = _Batch(held, part, _Position(index + 1, 0, self._read))
-        if batch.documents:
-            yield batch
-
-    def _count(self, size: int) -> None:
-        self._read += size
-
-    def _finish(self, source: Source) -> None:
-        facts = {"sha256": source.sha256, "skipped": source.skipped, "first_fault": source.first_fault}
-        self.finished.append(facts)
-        source.skipped = 0  # counted there from now on
-
-
 class _Build:
     """One build, in a folder that holds shards and, until it is complete, a journal.
 
@@ -238,8 +133,8 @@ class _Build:
         train, validation = corpus.sources_of_paths(), corpus.validation_sources_of_paths()
         self._threshold = None if validation else split_threshold(corpus, chain.from_iterable(train))
         held_out = -1 if self._threshold is None else self._threshold
-        self._sources = [(source, _Part(path, held_out)) for path, some in enumerate(train) for source in some]
-        self._sources += [(source, _Part(path, _ALL)) for path, some in enumerate(validation) for source in some]
+        self._sources = [(source, Part(path, held_out)) for path, some in enumerate(train) for source in some]
+        self._sources += [(source, Part(path, _ALL)) for path, some in enumerate(validation) for source in some]
         self._path_tokens = [0] * len(train)
         self._held_out_tokens = [0] * len(validation or train)
         self._total = sum(source.size for source, _ in self._sources)
@@ -254,7 +149,7 @@ class _Build:
         encoder.check()
         reader = self._resume() or self._begin()
         try:
-            with EncodingPool[_Batch](encoder, job.engine.workers) as pool:
+            with EncodingPool[Batch](encoder, job.engine.workers) as pool:
                 self._write(reader, pool)
             for writer in self._writers.values():
                 writer.close()
@@ -265,7 +160,7 @@ class _Build:
         self._say_skipped(reader)
         write_json(self._folder / MANIFEST, asdict(self._manifest(reader)))
 
-    def _write(self, reader: _Reader, pool: EncodingPool[_Batch]) -> None:
+    def _write(self, reader: Reader, pool: EncodingPool[Batch]) -> None:
         since = 0
         for batch, (train, held_out) in pool.map(reader.batches()):
             self._writers["train"].add(train)
@@ -289,13 +184,13 @@ class _Build:
             "validation": make(self._folder, "validation", self._dtype, tokens),
         }
 
-    def _begin(self) -> _Reader:
+    def _begin(self) -> Reader:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._writers = self._new_writers()
-        return _Reader(self._sources, self._job.corpus.rule, _Position(0, 0, 0), [])
+        return Reader(self._sources, self._job.corpus.rule, Position(0, 0, 0), [])
 
-    def _resume(self) -> _Reader | None:
+    def _resume(self) -> Reader | None:
         """Go on from the journal; None where there is none, or it is of another corpus or of damaged files."""
         try:
             journal = json.loads((self._folder / JOURNAL).read_bytes())
@@ -309,14 +204,14 @@ class _Build:
             counts = journal["documents"], journal["path_tokens"], journal["held_out_tokens"]
         except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
-        start = _Position(**journal["position"])
+        start = Position(**journal["position"])
         self._documents, self._path_tokens, self._held_out_tokens = counts
         self._committed_shards = sum(len(writer.shards) for writer in self._writers.values())
         self._job.say(f"data: going on where a build stopped, after {self._documents:,} documents")
         self._job.progress(start.read, self._total, self._documents)
-        return _Reader(self._sources, self._job.corpus.rule, start, journal["finished"])
+        return Reader(self._sources, self._job.corpus.rule, start, journal["finished"])
 
-    def _commit(self, reader: _Reader, after: _Position) -> None:
+    def _commit(self, reader: Reader, after: Position) -> None:
         journal = {
             "request": self._request(),
             "position": asdict(after),
@@ -337,13 +232,13 @@ class _Build:
         facts += [(one.name, one.size, one.mtime_ns, part.path, part.threshold) for one, part in self._sources]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
-    def _say_skipped(self, reader: _Reader) -> None:
+    def _say_skipped(self, reader: Reader) -> None:
         if reader.skipped:
             first = next(one["first_fault"] for one in reader.finished if one["skipped"])
             files = sum(one["skipped"] > 0 for one in reader.finished)
             self._job.say(f"WARNING: skipped {reader.skipped:,} in {files:,} files; the first: {first}")
 
-    def _manifest(self, reader: _Reader) -> Manifest:
+    def _manifest(self, reader: Reader) -> Manifest:
         corpus, tokenizer = self._job.corpus, self._job.tokenizer
         pairs = zip(self._sources, reader.finished, strict=True)
         return Manifest(
@@ -399,6 +294,8 @@ def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
     )
     if not same_request or _sources_are_gone(corpus):
         return same_request
+    if manifest.format != FORMAT and any(was_text(source.path) for source in manifest.sources):
+        return False
     sources = [*corpus.sources(), *corpus.validation_sources()]
     return len(sources) == len(manifest.sources) and all(map(_is_same, sources, manifest.sources))
 

@@ -25,7 +25,8 @@ from sconce.errors import DataError
 from sconce.files import sha256_file
 from sconce.typed import checked
 
-FORMAT = "sconce-tokens-1"
+FORMAT = "sconce-tokens-2"
+_READABLE = (FORMAT, "sconce-tokens-1")  # which differs in what some source files were read as
 MANIFEST = "manifest.json"
 PACKING = "packing"  # a folder beside the shards: packing plans, which can always be made again
 _REMEDY = "delete the folder and prepare the data again"
@@ -250,7 +251,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         fields = json.loads(path.read_bytes())
-        if fields["format"] != FORMAT:
+        if fields["format"] not in _READABLE:
             raise DataError(f"{path}: format {fields['format']!r}, expected {FORMAT}: {_REMEDY}")
         return checked(_manifest_type(), fields)
     except OSError as error:

@@ -8,13 +8,23 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
 from sconce.data.discover import find_files
 from sconce.data.hub import HubError, HubFile, list_files
-from sconce.data.records import MissingLibraryError, Table, arrow_records, json_records, need, parquet_records
+from sconce.data.kinds import Compression, Kind, kind_of
+from sconce.data.records import (
+    RECORD_MAX_BYTES,
+    MissingLibraryError,
+    Table,
+    arrow_records,
+    csv_records,
+    json_records,
+    need,
+    parquet_records,
+)
 from sconce.errors import DataError
 from sconce.files import sha256_file
 from sconce.hub_address import is_hub, parse_address, spelled
@@ -22,14 +32,14 @@ from sconce.hub_address import is_hub, parse_address, spelled
 T = TypeVar("T")
 OnError = Literal["stop", "skip"]
 DocumentRule = Literal["passage", "line", "blank-line", "file"]
-"""How a text file falls into documents; in JSON lines, Parquet and Arrow files a record is one.
+"""How a text file falls into documents; in JSON, CSV, Parquet and Arrow files a record is one.
 
 A line ends at LF, CRLF or CR; it is blank when it is ASCII white space.
 
 passage: running text without record structure. Whole lines up to a blank line after at least 4 KiB, and never
   more than 16 KiB unless one line is longer. Passages joined together are the file's text.
 line: each line that is not blank, without its end.
-blank-line: each run of lines that are not blank, without its last end. The run must fit in memory.
+blank-line: each run of lines that are not blank, without its last end, of at most 64 MiB.
 file: the whole file, which must fit in memory.
 """
 
@@ -100,29 +110,29 @@ class Source:
         return self.path.open("rb") if self.remote is None else self.remote.open()
 
     def _numbered(self, rule: DocumentRule, start: int, on_read: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
-        suffix = self.path.suffix.lower()
-        if suffix not in (".parquet", ".arrow"):
-            yield from islice(enumerate(self._documents(rule, on_read)), start, None)
+        kind = kind_of(self.path)
+        if kind.form not in ("parquet", "arrow"):
+            yield from islice(enumerate(self._documents(kind, rule, on_read)), start, None)
             return
         self.sha256 = sha256_file(self.path) if self.remote is None else self.remote.digest
-        if suffix == ".parquet":
-            table = Table(self.name, self.size, self.path if self.remote is None else self.remote.open())
+        table = Table(self.name, self.size, self.path if self.remote is None else self.remote.open())
+        if kind.form == "parquet":
             yield from self._whole(parquet_records(table, self.text_field, self._fault, on_read, start))
         else:
-            records = arrow_records(self.path, self.text_field, self._fault, on_read)
+            records = arrow_records(table, self.text_field, self._fault, on_read)
             yield from islice(enumerate(self._whole(records)), start, None)
 
-    def _documents(self, rule: DocumentRule, on_read: Callable[[int], None]) -> Iterator[bytes]:
-        suffixes = [suffix.lower() for suffix in self.path.suffixes]
+    def _documents(self, kind: Kind, rule: DocumentRule, on_read: Callable[[int], None]) -> Iterator[bytes]:
         blocks = self._raw_blocks(on_read)
-        if suffixes[-1:] in ([".gz"], [".zst"]):
-            blocks = self._inflated(blocks, suffixes.pop())
+        if kind.compression:
+            blocks = self._inflated(blocks, kind.compression)
         blocks = _without_mark(blocks)
-        # On the hub .json is JSON lines too; of a folder here it never was text.
-        if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or (self.remote is not None and suffixes[-1:] == [".json"]):
+        if kind.form == "text":
+            yield from _cut(self._usable(blocks), rule, self._fault)
+        elif kind.form == "json":
             yield from json_records(blocks, self.text_field, self._fault)
         else:
-            yield from _cut(self._usable(blocks), rule)
+            yield from csv_records(blocks, "," if kind.form == "csv" else "\t", self.text_field, self._fault)
 
     def _fault(self, what: str) -> None:
         """Something that cannot be used: count it, or raise DataError."""
@@ -151,12 +161,11 @@ class Source:
                 yield block
         self.sha256 = digest.hexdigest()
 
-    def _inflated(self, blocks: Iterator[bytes], suffix: str) -> Iterator[bytes]:
-        gzip = suffix == ".gz"
+    def _inflated(self, blocks: Iterator[bytes], compression: Compression) -> Iterator[bytes]:
         try:
-            yield from _inflate(blocks) if gzip else _expand(blocks, self.name)
+            yield from _inflate(blocks) if compression == "gzip" else _expand(blocks, self.name)
         except (EOFError, _Damaged) as error:
-            self._fault(f"damaged {'gzip' if gzip else 'zstd'} file: {error}")
+            self._fault(f"damaged {compression} file: {error}")
             for _ in blocks:  # its hash is of all of it
                 pass
 
@@ -240,7 +249,7 @@ def _without_mark(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def _cut(blocks: Iterable[bytes], rule: DocumentRule) -> Iterator[bytes]:
+def _cut(blocks: Iterable[bytes], rule: DocumentRule, fault: Callable[[str], None]) -> Iterator[bytes]:
     """Documents of a text, none of them blank as a whole but for passages between others."""
     if rule == "file":
         text = b"".join(blocks)
@@ -251,7 +260,7 @@ def _cut(blocks: Iterable[bytes], rule: DocumentRule) -> Iterator[bytes]:
     elif rule == "line":
         yield from (line.rstrip(b"\r\n") for line in _lines(blocks) if not line.isspace())
     else:
-        yield from _runs(_lines(blocks))
+        yield from _runs(_lines(blocks), fault)
 
 
 def _expand(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
@@ -342,13 +351,22 @@ def _passages(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _runs(lines: Iterable[bytes]) -> Iterator[bytes]:
+def _runs(lines: Iterable[bytes], fault: Callable[[str], None]) -> Iterator[bytes]:
+    """Runs of lines that are not blank. Of one that is too long `fault` hears, and it is dropped."""
     held: list[bytes] = []
-    for line in lines:
-        if not line.isspace():
+    size = begins = 0
+    for number, line in enumerate(chain(lines, (b"\n",)), 1):
+        if line.isspace():
+            if held:
+                yield b"".join(held).rstrip(b"\r\n")
+            held, size = [], 0
+            continue
+        begins, before, size = begins if size else number, size, size + len(line)
+        if size <= RECORD_MAX_BYTES:
             held.append(line)
-        elif held:
-            yield b"".join(held).rstrip(b"\r\n")
+        elif before <= RECORD_MAX_BYTES:
             held = []
-    if held:
-        yield b"".join(held).rstrip(b"\r\n")
+            fault(
+                f"line {begins}: begins more than {RECORD_MAX_BYTES >> 20} MiB without a blank line, the most that a "
+                "block may have: choose another --document (data.document)"
+            )

@@ -5,66 +5,51 @@
 <folder>/manifest.json                      written last
 """
 
-import gzip
+import hashlib
 import json
-import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, Protocol
 
 from sconce.data.corpus import Corpus, Split, document_hash
+from sconce.data.kinds import was_text
+from sconce.data.progress import Progress, Say
+from sconce.data.reader import Part, Position, Reader
 from sconce.data.sources import Source
+from sconce.data.staging import locked, staged
+from sconce.data.text_writer import TextOptions, TextWriter
 from sconce.errors import DataError
-from sconce.files import fsync_file, fsync_folder, sha256_file, write_json
+from sconce.files import fsync_file, sha256_file, write_json
 
-FORMAT = "sconce-text-1"
+FORMAT = "sconce-text-2"
+_READABLE = (FORMAT, "sconce-text-1")  # which differs in what some source files were read as
 _MANIFEST = "manifest.json"
+JOURNAL = "journal.json"
+LEARNED = "learned.bin"
+COMMIT_BYTES = 2**25  # of text that is read between two commits, the most that a kill loses
 
-TextFormat = Literal["txt", "jsonl"]
 Existing = Literal["refuse", "reuse", "force"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextOptions:
-    """How shards are cut: at most `lines` documents or `size` bytes of text each, if given, but one at least.
-
-    `validation_fraction` of the documents goes to a folder of its own.
-    """
-
-    format: TextFormat = "jsonl"
-    lines: int | None = None
-    size: int | None = None
-    gzip: bool = False
-    validation_fraction: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TextShard:
-    """One file: `bytes` of text before compression, `sha256` of the file."""
-
-    path: str
-    split: Split
-    documents: int
-    bytes: int
-    sha256: str
-
-
-def shard_text(corpus: Corpus, folder: Path, options: TextOptions, existing: Existing) -> tuple[dict[str, Any], bool]:
+def shard_text(
+    corpus: Corpus,
+    folder: Path,
+    options: TextOptions,
+    existing: Existing,
+    *,
+    progress: Progress | None = None,
+    say: Say | None = None,
+) -> tuple[dict[str, Any], bool]:
     """Write the documents of a corpus as text shards; their manifest, and whether they were there already.
 
+    A call that was killed is gone on with, of which `say` hears, and the bytes are the same however often it was.
     Raises DataError when something is there and is not to be replaced, or cannot be used.
     """
-    sources = corpus.sources()
-
-    def documents() -> Iterator[bytes]:
-        for source in sources:
-            yield from source.documents(corpus.rule)
-
-    request = text_request("shard", corpus, options, {})
-    return make_text(request, sources, documents, folder, options, existing, dict[str, Any])
+    job = TextJob(corpus, options, text_request("shard", corpus, options, {}), Unchanged, progress, say)
+    return make_text(job, folder, existing)
 
 
 def has_text_shards(folder: Path) -> bool:
@@ -78,160 +63,221 @@ def are_shards_of(folder: Path, corpus: Corpus, options: TextOptions) -> bool:
     return kept is not None and _is_current(kept, folder, request, sources, verify=False)
 
 
-def make_text(
-    request: Mapping[str, Any],
-    sources: list[Source],
-    documents: Callable[[], Iterable[bytes]],
-    folder: Path,
-    options: TextOptions,
-    existing: Existing,
-    findings: Callable[[], dict[str, Any]],
-) -> tuple[dict[str, Any], bool]:
-    """Write `documents()` as `options` say, unless `folder` holds the same already and `existing` is "reuse".
+class Transform(Protocol):
+    """What becomes of documents on their way into shards, in order. `counts`, if it has any, go into the manifest."""
 
-    `request` is everything that decides what is written; `findings()`, called last, goes into the manifest too.
+    counts: Counter[str]
+
+    def __call__(self, documents: Iterable[bytes]) -> Iterator[bytes]: ...
+    def learned(self) -> bytes:
+        """What it has learned of the documents since the last call."""
+        ...
+
+    def restore(self, counts: Mapping[str, int], learned: BinaryIO) -> None:
+        """Go on where another one stopped, which had these counts, and had learned this."""
+        ...
+
+
+class Unchanged:
+    """Passes every document on."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, documents: Iterable[bytes]) -> Iterator[bytes]:
+        return iter(documents)
+
+    def learned(self) -> bytes:
+        return b""
+
+    def restore(self, counts: Mapping[str, int], learned: BinaryIO) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TextJob:
+    """What is to be written. `request` is everything that decides it; `transform` makes one for a new start."""
+
+    corpus: Corpus
+    options: TextOptions
+    request: Mapping[str, Any]
+    transform: Callable[[], Transform]
+    progress: Progress | None
+    say: Say | None
+
+
+def make_text(job: TextJob, folder: Path, existing: Existing) -> tuple[dict[str, Any], bool]:
+    """Do `job`, unless `folder` holds its outcome already and `existing` is "reuse"; the manifest, and whether it did.
+
+    Raises DataError as `shard_text` does.
     """
-    kept = _kept(folder)
-    if existing == "reuse" and kept is not None and _is_current(kept, folder, request, sources):
-        return kept, True
+    sources = job.corpus.sources()
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            kept = _kept(folder)
+            if existing == "reuse" and kept is not None and _is_current(kept, folder, job.request, sources):
+                return kept, True
+            _check_replaceable(folder, existing, kept)
+            with staged(folder, JOURNAL, LEARNED) as new:
+                kept = _kept(new)  # complete if we were killed just before the renaming
+                if kept is None or not _is_current(kept, new, job.request, sources):
+                    kept = _Build(job, sources, new).run()
+            return kept, False
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
+
+
+def _check_replaceable(folder: Path, existing: Existing, kept: dict[str, Any] | None) -> None:
     if existing != "force" and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         why = "is not what is asked for now" if existing == "reuse" else "is there: --reuse takes it as it is"
         raise DataError(f"{folder}: {why}, --force replaces it")
     if existing == "force" and folder.exists() and kept is None and any(folder.iterdir()):
         raise DataError(f"{folder}: holds something other than text shards: choose another folder")
-    new, old = (folder.with_name(f".{folder.name}.tmp-{kind}-{os.getpid()}") for kind in ("new", "old"))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new.mkdir()
-        shards = _write(documents(), new, options)
+
+
+class _Build:
+    """One build, in a folder that holds shards and, until it is complete, a journal.
+
+    Now and then the files are flushed, and the journal says how long they are and which document comes next. When that
+    is depends on the documents alone, so that compressed shards, which are cut there, have the same bytes.
+    """
+
+    def __init__(self, job: TextJob, sources: list[Source], folder: Path) -> None:
+        self._job, self._folder, self._transform = job, folder, job.transform()
+        self._sources = [(source, Part(0, _threshold(job.options))) for source in sources]
+        self._total = sum(source.size for source in sources)
+        self._writers: dict[Split, TextWriter] = {}
+        self._documents = 0
+        self._request = _fingerprint(job.request, sources)
+
+    def run(self) -> dict[str, Any]:
+        """Build, or go on with what the folder holds; the manifest."""
+        reader = self._resume() or self._begin()
+        try:
+            self._write(reader)
+            shards = [shard for writer in self._writers.values() for shard in writer.finish()]
+        finally:
+            for writer in self._writers.values():
+                writer.abandon()
+        if not any(shard.split == "train" for shard in shards):
+            raise DataError("no document is left to write")
+        counts = dict(self._transform.counts)
+        unread: list[None] = [None] * (len(self._sources) - len(reader.finished))
         manifest = {
             "format": FORMAT,
-            "request": dict(request),
-            **findings(),
+            "request": dict(self._job.request),
+            **({"counts": counts} if counts else {}),
             "shards": [asdict(shard) for shard in shards],
-            "sources": [_source_facts(source) for source in sources],
+            "sources": [
+                _source_facts(source, finished)
+                for (source, _), finished in zip(self._sources, [*reader.finished, *unread], strict=True)
+            ],
         }
-        write_json(new / _MANIFEST, manifest)
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
-        fsync_folder(folder.parent)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        for rest in (new, old):
-            shutil.rmtree(rest, ignore_errors=True)
-    return manifest, False
+        write_json(self._folder / _MANIFEST, manifest)
+        return manifest
+
+    def _write(self, reader: Reader) -> None:
+        since, take = 0, self._job.options.take
+        for batch in reader.batches():
+            documents = batch.documents if take is None else batch.documents[: take - self._documents]
+            for number, document in enumerate(self._transform(documents), self._documents):
+                held_out = batch.threshold >= 0 and document_hash(document) <= batch.threshold
+                self._writers["validation" if held_out else "train"].add(document, number)
+            self._documents += len(documents)
+            if self._documents == take:
+                return
+            since += sum(map(len, documents))
+            if since >= COMMIT_BYTES:
+                self._commit(reader, batch.after)
+                since = 0
+            self._progress(batch.after.read)
+
+    def _progress(self, read: int) -> None:
+        if self._job.progress is not None:
+            self._job.progress(read, self._total, self._documents)
+
+    def _new_writers(self) -> dict[Split, TextWriter]:
+        options = self._job.options
+        return {split: TextWriter(self._folder, split, options) for split in ("train", "validation")}
+
+    def _begin(self) -> Reader:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir()
+        self._writers, self._transform = self._new_writers(), self._job.transform()
+        return Reader(self._sources, self._job.corpus.rule, Position(0, 0, 0), [])
+
+    def _resume(self) -> Reader | None:
+        """Go on from the journal; None where there is none, or it is of another request or of damaged files."""
+        try:
+            journal = json.loads((self._folder / JOURNAL).read_bytes())
+            if journal["request"] != self._request:
+                return None
+            if self._job.corpus.on_error == "stop" and journal["skipped"]:
+                return None
+            self._writers = self._new_writers()
+            for split, writer in self._writers.items():
+                writer.restore(journal["splits"][split])
+            with (self._folder / LEARNED).open("r+b") as learned:
+                learned.truncate(journal["learned"])
+                self._transform.restore(journal["counts"], learned)
+            start, self._documents = Position(**journal["position"]), journal["documents"]
+            finished: list[dict[str, Any]] = journal["finished"]
+        except (OSError, ValueError, KeyError, TypeError, DataError):
+            for writer in self._writers.values():
+                writer.abandon()
+            return None
+        if self._job.say is not None:
+            self._job.say(f"data: going on where a call stopped, after {self._documents:,} documents")
+        self._progress(start.read)
+        return Reader(self._sources, self._job.corpus.rule, start, finished)
+
+    def _commit(self, reader: Reader, after: Position) -> None:
+        splits = {split: writer.commit() for split, writer in self._writers.items()}
+        with (self._folder / LEARNED).open("ab") as learned:
+            learned.write(self._transform.learned())
+            learned.flush()
+            fsync_file(learned.fileno())
+            size = learned.tell()
+        journal = {
+            "request": self._request,
+            "position": asdict(after),
+            "documents": self._documents,
+            "counts": dict(self._transform.counts),
+            "learned": size,
+            "skipped": reader.skipped,
+            "finished": reader.finished[: after.source],
+            "splits": splits,
+        }
+        write_json(self._folder / JOURNAL, journal)
 
 
-def _write(documents: Iterable[bytes], folder: Path, options: TextOptions) -> list[TextShard]:
-    threshold = int(options.validation_fraction * 2**64) if options.validation_fraction else -1
-    writers: dict[Split, _Writer] = {}
-    try:
-        for number, document in enumerate(documents):
-            split: Split = "validation" if document_hash(document) <= threshold else "train"
-            if split not in writers:
-                writers[split] = _Writer(folder, split, options)
-            writers[split].add(document, number)
-        if "train" not in writers:
-            raise DataError("no document is left to write")
-        return [shard for split in sorted(writers) for shard in writers[split].finish()]
-    finally:
-        for writer in writers.values():
-            writer.abandon()
+def _threshold(options: TextOptions) -> int:
+    """The largest `document_hash` that is held out."""
+    return int(options.validation_fraction * 2**64) if options.validation_fraction else -1
 
 
-class _Writer:
-    def __init__(self, folder: Path, split: Split, options: TextOptions) -> None:
-        self._root, self._options = folder, options
-        self._split: Split = split
-        self._shards: list[TextShard] = []
-        self._file: BinaryIO | None = None
-        self._raw: BinaryIO | None = None
-        self._documents = self._bytes = 0
-        (folder / split).mkdir()
-
-    def add(self, document: bytes, number: int) -> None:
-        line = _line(document, number, self._options.format)
-        full = self._documents == self._options.lines or (
-            self._options.size is not None and self._bytes + len(line) > self._options.size
-        )
-        if self._file is not None and full:
-            self._close()
-        if self._file is None:
-            self._open()
-        assert self._file is not None
-        self._file.write(line)
-        self._documents += 1
-        self._bytes += len(line)
-
-    def finish(self) -> list[TextShard]:
-        if self._file is not None:
-            self._close()
-        return self._shards
-
-    def abandon(self) -> None:
-        for file in (self._file, self._raw):
-            if file is not None:
-                with suppress(OSError):
-                    file.close()
-
-    def _path(self) -> Path:
-        suffix = self._options.format + (".gz" if self._options.gzip else "")
-        return Path(self._split) / f"{self._split}-{len(self._shards):05d}.{suffix}"
-
-    def _open(self) -> None:
-        self._raw = (self._root / self._path()).open("wb")
-        self._documents = self._bytes = 0
-        # No name and no time inside: the same documents give the same file.
-        compressed = gzip.GzipFile("", "wb", 6, self._raw, mtime=0) if self._options.gzip else self._raw
-        self._file = cast(BinaryIO, compressed)
-
-    def _close(self) -> None:
-        assert self._file is not None
-        assert self._raw is not None
-        if self._file is not self._raw:
-            self._file.close()
-        self._raw.flush()
-        fsync_file(self._raw.fileno())
-        self._raw.close()
-        path = self._path()
-        self._shards.append(
-            TextShard(
-                path=path.as_posix(),
-                split=self._split,
-                documents=self._documents,
-                bytes=self._bytes,
-                sha256=sha256_file(self._root / path),
-            )
-        )
-        self._file = self._raw = None
-
-
-def _line(document: bytes, number: int, kind: TextFormat) -> bytes:
-    if kind == "jsonl":
-        return json.dumps({"text": document.decode()}, ensure_ascii=False).encode() + b"\n"
-    if len(document.splitlines()) > 1 or document.endswith((b"\n", b"\r")):
-        raise DataError(
-            f"document {number:,} (from 0) has several lines, and in .txt shards a line is a document: use --format "
-            "jsonl, or --document line"
-        )
-    return document + b"\n"
+def _fingerprint(request: Mapping[str, Any], sources: list[Source]) -> str:
+    """Of what decides the bytes of a build. Not on_error: up to the first fault both of its values give the same."""
+    facts = {key: value for key, value in request.items() if key != "on_error"}
+    files = [(source.name, source.size, source.mtime_ns) for source in sources]
+    return hashlib.sha256(repr((FORMAT, facts, files)).encode()).hexdigest()
 
 
 def text_request(kind: str, corpus: Corpus, options: TextOptions, more: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that decides what is written, for the manifest."""
     rule = {"rule": corpus.rule, "text_field": corpus.text_field, "on_error": corpus.on_error}
-    return {"kind": kind, **rule, **asdict(options), **more}
+    cut = {key: value for key, value in asdict(options).items() if (key, value) != ("take", None)}
+    return {"kind": kind, **rule, **cut, **more}
 
 
-def _source_facts(source: Source) -> dict[str, Any]:
+def _source_facts(source: Source, finished: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The hash is empty of a file that was not read to its end: enough documents were taken."""
     return {
         "path": source.name,
         "size": source.size,
         "mtime_ns": source.mtime_ns,
-        "sha256": source.sha256,
-        "skipped": source.skipped,
+        "sha256": "" if finished is None else finished["sha256"],
+        "skipped": source.skipped if finished is None else finished["skipped"],
     }
 
 
@@ -239,7 +285,7 @@ def _kept(folder: Path) -> dict[str, Any] | None:
     """The manifest of text shards in `folder`; None where there are none."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_bytes())
-        return manifest if manifest["format"] == FORMAT else None
+        return manifest if manifest["format"] in _READABLE else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -249,8 +295,10 @@ def _is_current(
 ) -> bool:
     try:
         same = kept["request"] == dict(request) and len(kept["sources"]) == len(sources)
+        read_alike = kept["format"] == FORMAT or not any(was_text(facts["path"]) for facts in kept["sources"])
         return (
             same
+            and read_alike
             and all(_is_intact(folder / shard["path"], shard, verify) for shard in kept["shards"])
             and all(_is_same(source, facts) for source, facts in zip(sources, kept["sources"], strict=True))
         )

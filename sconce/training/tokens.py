@@ -11,6 +11,7 @@ from sconce.config import RunConfig
 from sconce.data.corpus import Corpus
 from sconce.data.encode import Engine, usable_cores
 from sconce.data.prepare import is_current, prepare
+from sconce.data.progress import Announcer
 from sconce.data.shards import TokenData, open_tokens
 from sconce.errors import CheckpointError, DataError
 from sconce.log import log
@@ -138,35 +139,6 @@ def shards_there(
         return None
     same_run = loaded is None or loaded.record.cursor.get("fingerprint") == tokens.fingerprint
     return tokens if same_run and tokens.tokenizer_sha256 == tokenizer.sha256 else None
-
-
-class Announcer:
-    """Says how far reading has come, every few seconds: nothing for a small corpus, patience for a large one."""
-
-    def __init__(self, say: Say, clock: Callable[[], float], every_seconds: float = 10.0) -> None:
-        self._say, self._clock, self._every = say, clock, every_seconds
-        self._started = self._said = clock()
-        self._first: int | None = None
-
-    def __call__(self, done: int, total: int, documents: int) -> None:
-        """`done` of `total` bytes are read, and `documents` tokenised; the first call says where a build goes on."""
-        self._first = done if self._first is None else self._first
-        now = self._clock()
-        if now - self._said < self._every:
-            return
-        self._said = now
-        rate = (done - self._first) / (now - self._started)
-        left = _duration((total - done) / rate) if rate else "unknown time"
-        self._say(
-            f"data: {done / max(total, 1):.0%} of {total / 1e6:,.0f} MB read, {rate / 1e6:.1f} MB/s, "
-            f"{documents:,} documents, {left} left"
-        )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def check_same_tokens(tokens: TokenData, loaded: LoadedCheckpoint | None, place: Path) -> None:

@@ -7,6 +7,8 @@ import subprocess
 import pytest
 from commands import edit, overrides, sconce_here, write_corpus
 
+from sconce.data import reader, text_shards
+
 GOOD = "a line of good text, naïve\n" * 3000  # 84 kB: what is wrong lies far behind the first passage
 
 
@@ -104,7 +106,7 @@ def other_count(data):
 
 
 def no_manifest(data):
-    (data / "manifest.json").write_text(json.dumps({"format": "sconce-tokens-1"}))
+    (data / "manifest.json").write_text(json.dumps({"format": "sconce-tokens-2"}))
 
 
 @pytest.mark.parametrize("harm", [empty_shard, empty_index, known_to_be_empty, other_count, no_manifest])
@@ -152,6 +154,43 @@ def test_a_full_disk_under_prepare(home, tmp_path):
         assert refused_line.stderr.strip().endswith("cannot be written: No space left on device")
         assert (disk / "shards" / "manifest.json").read_bytes() == before
         assert sconce_here("data", "verify", disk / "shards").returncode == 0
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("command", ["shard", "clean"])
+def test_a_full_disk_under_text_shards(tmp_path, monkeypatch, command):
+    """On a real file system of 2 MiB: one line, what was there stays, and where there is room it goes on."""
+    monkeypatch.setattr(reader, "BATCH_BYTES", 2**15)
+    monkeypatch.setattr(text_shards, "COMMIT_BYTES", 2**17)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        small, large = write_corpus(tmp_path / "small.txt", 300), write_corpus(tmp_path / "large.txt", 40_000)
+
+        def cut(text, out, *more):
+            return sconce_here(
+                "data", command, "--input", text, "--out", out, "--bytes", 200_000, "--document", "line", *more
+            )
+
+        assert cut(small, disk / "text").returncode == 0
+        before = (disk / "text" / "manifest.json").read_bytes()
+        for _ in range(2):
+            full = cut(large, disk / "text", "--force")
+            refused(full, "text: cannot be written: No space left on device")
+            assert (disk / "text" / "manifest.json").read_bytes() == before
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        done = cut(large, disk / "text", "--force")
+        assert done.returncode == 0, done.stderr
+        assert "going on where a call stopped" in done.stdout
+        cut(large, tmp_path / "whole")
+        files = [path.relative_to(disk) for path in (disk / "text").rglob("*") if path.is_file()]
+        assert len(files) > 10
+        for file in files:
+            assert (disk / file).read_bytes() == (tmp_path / "whole" / file.relative_to("text")).read_bytes()
     finally:
         subprocess.run(["umount", disk], check=True)
 

@@ -139,6 +139,28 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(tokenizer, tmp_path):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["shard", "clean"])
+def test_text_to_text_killed_goes_on_to_the_same_bytes(tmp_path, command):
+    """With a real kill. Lines of one length, so that some hundred megabytes are made fast."""
+    (tmp_path / "text.txt").write_text("".join(f"line {n:09d} " + "of a text " * 40 + "\n" for n in range(400_000)))
+    options = ("data", command, "--input", tmp_path / "text.txt", "--document", "line", "--bytes", 10_000_000)
+    process = start(*options, "--out", tmp_path / "killed", start_new_session=True)
+    until = time.monotonic() + 60
+    while len(list(tmp_path.glob(".killed.tmp-new/train/*"))) < 8 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (tmp_path / "killed").exists(), "it was finished before it could be killed"
+    again = sconce(*options, "--out", tmp_path / "killed")
+    assert "going on where a call stopped" in again.stdout
+    assert sconce(*options, "--out", tmp_path / "whole").returncode == 0
+    names = sorted(path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").rglob("*.*"))
+    assert len(names) > 12
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_shard_and_clean(mixed, tmp_path):
     done = sconce_here(
         "data", "shard", "--input", mixed, "--out", tmp_path / "shards", "--lines", 300, "--gzip", "--json"
@@ -147,6 +169,8 @@ def test_shard_and_clean(mixed, tmp_path):
     told = json.loads(done.stdout)
     assert (told["documents"], told["shards"], told["reused"]) == (650, 3, False)
     assert gzip.decompress((tmp_path / "shards/train/train-00001.txt.gz").read_bytes()).count(b"\n") == 300
+    few = sconce_here("data", "shard", "--input", mixed, "--out", tmp_path / "few", "--take", 7, "--json")
+    assert json.loads(few.stdout)["documents"] == 7
     refused(sconce_here("data", "shard", "--input", mixed, "--out", tmp_path / "shards"), "--force replaces it")
     refused(
         sconce_here("data", "shard", "--input", mixed, "--out", tmp_path / "a", "--reuse", "--force"), "one of the two"

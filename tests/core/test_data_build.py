@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pydoc_data import topics
 
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 
 from sconce.data import prepare as building
-from sconce.data import writer
+from sconce.data import reader, writer
 from sconce.data.corpus import Corpus
 from sconce.data.encode import Engine
 from sconce.data.prepare import prepare
 from sconce.data.shards import open_tokens
+from sconce.data.staging import locked
+from sconce.data.text_shards import shard_text
+from sconce.data.text_writer import TextOptions
 from sconce.errors import DataError
 from sconce.tokenizer.bpe import load_tokenizer, train_tokenizer
 from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
@@ -54,7 +58,7 @@ class FastBytes:
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """Three files that make dozens of batches, shards and commits."""
-    monkeypatch.setattr(building, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(reader, "BATCH_BYTES", 1000)
     monkeypatch.setattr(building, "_COMMIT_BYTES", 4000)
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text("".join(f"{name}: line {n}, héllo {n * n}\n" for n in range(700)))
@@ -225,3 +229,47 @@ def test_without_fastokens(tmp_path, monkeypatch):
     tokenizer = train_tokenizer(["some text, some text"], 262, tmp_path, [])
     with pytest.raises(FastUnavailableError, match=r"not installed \(pip install 'sconce-lm\[fast\]'\)"):
         fast_encoder(load_tokenizer(tokenizer.path))
+
+
+@pytest.mark.parametrize(
+    ("name", "made_anew"), [("a.txt", False), ("a.jsonl", False), ("a.json", True), ("a.csv", True)]
+)
+def test_a_build_from_before_some_files_were_records(tmp_path, name, made_anew):
+    """What the first format read as running text is read again; any other build of it stays as it is."""
+    content = "text\nthe one\n" if name == "a.csv" else '{"text": "the one"}\n'
+    (tmp_path / name).write_text(content)
+    corpus = Corpus(paths=(tmp_path / name,))
+    build(corpus, tmp_path / "tokens")
+    path = tmp_path / "tokens" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "format": "sconce-tokens-1"}))
+    open_tokens(tmp_path / "tokens")
+    build(corpus, tmp_path / "tokens")
+    assert (json.loads(path.read_text())["format"] == "sconce-tokens-2") == made_anew
+    shard_text(corpus, tmp_path / "text", TextOptions(), "refuse")
+    path = tmp_path / "text" / "manifest.json"
+    path.write_text(path.read_text().replace("sconce-text-2", "sconce-text-1"))
+    if made_anew:
+        with pytest.raises(DataError, match="is not what is asked for now, --force replaces it"):
+            shard_text(corpus, tmp_path / "text", TextOptions(), "reuse")
+    assert shard_text(corpus, tmp_path / "text", TextOptions(), "force" if made_anew else "reuse")[1] != made_anew
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_leaves_nothing(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(40):
+            with locked(tmp_path / "tokens"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.0002)
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(most), max(most)) == (240, 1)
+    assert list(tmp_path.iterdir()) == []

@@ -91,7 +91,7 @@ def test_one_source_is_shuffled_as_if_alone():
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr("sconce.data.prepare._BATCH_BYTES", 700)
+    monkeypatch.setattr("sconce.data.reader.BATCH_BYTES", 700)
     for name in "ab":
         folder = tmp_path / name
         folder.mkdir()

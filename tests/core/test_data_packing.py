@@ -119,6 +119,8 @@ def test_hardly_a_place_is_empty(tmp_path, rule):
     data = prepare(Corpus(paths=(tmp_path / "text.txt",), rule=rule), Bytes(), tmp_path / "tokens")
     rows = open_rows(data, "train", 1024, "bestfit")
     assert 1 - data.train.num_tokens / (1024 * rows.num_rows) < 0.01
+    for long in (8192, 16384):  # no more rows than there have to be
+        assert open_rows(data, "train", long, "bestfit").num_rows == -(-data.train.num_tokens // long)
 
 
 @pytest.mark.parametrize("room", [64, 100, 1000])

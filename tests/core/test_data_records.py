@@ -1,14 +1,21 @@
 """Records to documents: JSON lines, Parquet, data sets saved to disk, compressed text, and what is wrong with them."""
 
+import csv
 import gzip
+import hashlib
 import importlib.util
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sconce.data import records
+from sconce.data import records, sources
+from sconce.data.kinds import Kind, kind_of
 from sconce.data.sources import list_sources
 from sconce.errors import DataError
 
@@ -34,11 +41,139 @@ def parquet(path, columns, **options):
     return path
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.jsonl.gz", "A.JSONL.ZST"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.json.gz", "A.JSONL.ZST"])
 def test_json_lines_are_documents(tmp_path, name):
     content = {"gz": gzip.compress, "zst": zstd}.get(name.rsplit(".", 1)[1].lower(), bytes)(b"\xef\xbb\xbf" + LINES)
     (tmp_path / name).write_bytes(content)
     assert read(tmp_path / name) == (KEPT, 0, "")
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    values=st.lists(st.text().map(lambda text: {"id": 1.5, "text": text + "!"}) | st.none() | st.integers()),
+    indent=st.sampled_from([None, 1]),
+    block=st.integers(1, 9),
+    ascii=st.booleans(),
+)
+def test_an_array_of_objects_is_read_like_lines(tmp_path_factory, values, indent, block, ascii):
+    """Against the json module, with block ends anywhere; `text` is the only field that counts."""
+    try:
+        raw = b" \n" + json.dumps(values, indent=indent, ensure_ascii=ascii).encode() + b"\n"
+    except UnicodeEncodeError:
+        return
+    path = tmp_path_factory.mktemp("array") / "a.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_BLOCK_BYTES", block)
+        for content, cut in ((raw, 0), (raw.rstrip()[:-1], 1), (raw + b",", 1)):
+            path.write_bytes(content)
+            found, skipped, _ = read(path, on_error="skip")
+            good = [value["text"] for value in values if isinstance(value, dict) and usable(value["text"])]
+            assert found == good
+            # Nothing at all is a fault too.
+            assert skipped == max(1 - len(good), len(values) - len(good) + cut, 0)
+            (source,) = list_sources([path], on_error="skip")
+            list(source.documents("line"))
+            assert source.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def usable(text):
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"text": "a"}, {"text": }]', r"record 1 \(from 0\): not JSON: Expecting value"),
+        (b'[{"text": "a"} {"text": "b"}]', r"record 1 \(from 0\): no comma before it"),
+        (b'[{"text": "a"}', r"record 1 \(from 0\): the array ends too early"),
+        (b'[{"text": "a"}] {"text": "b"}', r"record 1 \(from 0\): something comes after the array"),
+        (b'[{"text": "a"}, {"text": "caf\xe9"}]', r"record \d \(from 0\): not UTF-8"),
+        (b'[{"text": "a"}, {"text": "' + b"b" * 900 + b'"}]', r"record 1 \(from 0\): longer than"),
+        (b'[{"text": "a"}, {"body": "b"}]', r"record 1 \(from 0\): no field 'text'; it has body"),
+        (b'{\n  "text": "one object over several lines"\n}', "line 1: not JSON: "),
+    ],
+)
+def test_a_broken_array_is_one_line(tmp_path, monkeypatch, content, message):
+    monkeypatch.setattr(records, "RECORD_MAX_BYTES", 100)
+    monkeypatch.setattr(sources, "_BLOCK_BYTES", 16)
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(DataError, match=message) as raised:
+        read(tmp_path / "a.json")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv.gz", "\t")])
+def test_rows_of_csv_are_documents(tmp_path, name, delimiter):
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerows([["id", "text"], *([number, text] for number, text in enumerate(TEXTS)), [7, 'a "quote", b\tc']])
+    raw = b"\xef\xbb\xbf" + out.getvalue().encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    assert read(tmp_path / name) == ([*KEPT, 'a "quote", b\tc'], 0, "")
+    with pytest.raises(DataError, match=r"no column 'body'; its columns are id, text: set data"):
+        read(tmp_path / name, "body")
+    (source,) = list_sources([tmp_path / name], on_error="skip")
+    assert len(list(source.documents("line"))) == len(KEPT) + 1
+    assert source.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"1,2,3\n", "line 3: 3 fields, expected 2"),
+        (b'1,"cut" off\n', "line 3: not CSV: ',' expected after '\"'"),
+        (b"1,caf\xe9\n", "line 3: not UTF-8 at character 3 of 'text'"),
+        (b"1,a\0b\n", "line 3: NUL at character 1 of 'text'"),
+    ],
+)
+def test_a_broken_row_of_csv_is_named_or_counted(tmp_path, row, message):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"id,text\n0,one\n" + row + b'2,"two\nlines"\n\n\xe9,three\n')
+    with pytest.raises(DataError, match=rf"a\.csv: {message}"):
+        read(path)
+    found, skipped, first = read(path, on_error="skip")
+    assert (found, skipped) == (["one", "two\nlines", "three"], 1)
+    assert "line 3" in first
+
+
+@pytest.mark.parametrize("footer", [False, True])
+def test_arrow_with_and_without_footer(tmp_path, footer):
+    pa = pytest.importorskip("pyarrow")
+    path, table = tmp_path / "a.arrow", pa.table({"id": [1, 2, 3] * 400, "text": ["one", "zwei", "trois"] * 400})
+    with (pa.ipc.new_file if footer else pa.ipc.new_stream)(str(path), table.schema) as out:
+        out.write_table(table, max_chunksize=500)
+    assert read(path)[0] == ["one", "zwei", "trois"] * 400
+    (source,), seen = list_sources([path]), []
+    assert [text for _, text in source.numbered("line", 1199, seen.append)] == [b"trois"]
+    assert len(seen) >= 3
+    assert 0.9 * source.size <= sum(seen) <= source.size
+    path.write_bytes(path.read_bytes()[:-700])
+    with pytest.raises(DataError, match=r"a\.arrow: damaged Arrow file"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.txt", ("text", "", True)),
+        ("b/A.MD.GZ", ("text", "gzip", True)),
+        ("c4-train.00000-of-01024.json.gz", ("json", "gzip", True)),
+        ("x.v1.2.jsonl.zst", ("json", "zstd", True)),
+        ("a.tsv", ("tsv", "", True)),
+        ("hf:/org/name@0123/data/train-00000.parquet", ("parquet", "", True)),
+        ("corpus.gz", ("text", "gzip", True)),
+        ("wiki.train.tokens", ("text", "", False)),
+        ("LICENSE", ("text", "", False)),
+    ],
+)
+def test_what_a_file_is_by_its_name(name, expected):
+    assert kind_of(name) == kind_of(Path(name)) == Kind(*expected)
+
+
+def test_packed_tables_are_refused(tmp_path):
+    (tmp_path / "a.parquet.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"a\.parquet\.gz: \.parquet inside \.gz is not read: unpack it with gunzip"):
+        read(tmp_path)
 
 
 def test_compressed_text(tmp_path, monkeypatch):
@@ -163,7 +298,9 @@ def test_patterns_and_kinds_mix(tmp_path):
         (tmp_path / name).write_text(text or '{"text": "record"}')
     assert read(tmp_path / "b" / "*.txt")[0] == ["text 1", "text 2"]
     assert read(tmp_path / "**" / "*.[mj]*")[0] == ["text 3", "record"]
-    assert read(tmp_path / "b")[0] == ["text 1", "text 2", "text 3", "record"]
+    (tmp_path / "b" / "y.json").write_text('[{"text": "of an array"}]')
+    (tmp_path / "b" / "dataset_info.json").write_text("{}")  # about the data
+    assert read(tmp_path / "b")[0] == ["text 1", "text 2", "text 3", "record", "of an array"]
     (tmp_path / "odd[1].txt").write_text("its name is no pattern")
     assert read(tmp_path / "odd[1].txt")[0] == ["its name is no pattern"]
     with pytest.raises(DataError, match="no file matches this pattern"):

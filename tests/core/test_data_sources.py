@@ -87,6 +87,16 @@ def test_memory_is_bounded_without_newlines(tmp_path):
     assert peak < 16 * 2**20
 
 
+def test_a_block_that_is_too_long_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "RECORD_MAX_BYTES", 20)
+    path = write(tmp_path, "a\n\nb\n" + "c" * 30 + "\nd\n" + "e" * 30 + "\n\nf\ng\n")
+    with pytest.raises(DataError, match=r"line 3: begins more than .* without a blank line.*choose another --document"):
+        documents(path, "blank-line")
+    (source,) = list_sources([path], on_error="skip")
+    assert list(source.documents("blank-line")) == [b"a", b"f\ng"]
+    assert source.skipped == 1
+
+
 def test_gzip_members_and_hash(tmp_path, small_blocks):
     raw = gzip.compress(b"one\n") + gzip.compress(TEXT[:5000].encode())
     path = write(tmp_path, raw, "text.txt.gz")

@@ -13,7 +13,8 @@ from sconce.data.corpus import Corpus
 from sconce.data.hub import HubError, list_files, resolve
 from sconce.data.prepare import prepare
 from sconce.data.sources import list_sources
-from sconce.data.text_shards import TextOptions, shard_text
+from sconce.data.text_shards import shard_text
+from sconce.data.text_writer import TextOptions
 from sconce.errors import DataError
 from sconce.hub_address import HubAddress, parse_address, spelled
 
@@ -82,13 +83,13 @@ def test_a_split_is_read_in_order_at_its_commit(toy):
         ("hf://org/toy@v9", "no revision 'v9'"),
         ("hf://org/toy?split=dev", "no split 'dev'; it has test, train"),
         ("hf://org/toy?config=en", "en"),
-        ("hf://org/csv", "only Parquet, JSON lines and text are read; .* hf://org/csv@refs/convert/parquet"),
+        ("hf://org/xml", "found a file that is none of .*; .* hf://org/xml@refs/convert/parquet"),
     ],
 )
 def test_what_is_not_there_is_one_line(toy, address, says):
     hub, _ = toy
-    (hub.root / "org/csv").mkdir()
-    (hub.root / "org/csv/train.csv").write_text("text\na\n")
+    (hub.root / "org/xml").mkdir()
+    (hub.root / "org/xml/train.xml").write_text("<a/>")
     with pytest.raises(DataError, match=says) as error:
         list_sources([Path(address)])
     assert "\n" not in str(error.value)
@@ -104,6 +105,18 @@ def test_other_kinds_of_files(toy):
     (source,) = list_sources([Path("hf://org/lines")])
     assert list(source.documents("line")) == [f"record {number}".encode() for number in range(50)]
     assert list(source.numbered("line", 48)) == [(48, b"record 48"), (49, b"record 49")]
+    pa = pytest.importorskip("pyarrow")
+    for name in ("array", "rows", "arrow"):
+        (hub.root / f"org/{name}").mkdir()
+    (hub.root / "org/array/train.json").write_text(json.dumps([{"text": "one"}, {"text": "two"}], indent=1))
+    (hub.root / "org/rows/train.csv").write_text('id,text\n1,one\n2,"two"\n')
+    table = pa.table({"text": ["one", "two"]})
+    with pa.ipc.new_stream(str(hub.root / "org/arrow/train.arrow"), table.schema) as out:
+        out.write_table(table)
+    for name in ("array", "rows", "arrow"):
+        (source,) = list_sources([Path(f"hf://org/{name}")])
+        assert list(source.numbered("line", 0)) == [(0, b"one"), (1, b"two")], name
+        assert source.sha256 != ""
 
 
 def test_a_table_is_read_from_the_middle(toy):
