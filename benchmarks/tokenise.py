@@ -31,7 +31,7 @@ engine = Engine(int(workers), fast_encoder(tokenizer) if fast == "fast" else Non
 if __name__ == "__main__":
     started = time.perf_counter()
     corpus = Corpus(paths=(Path(text),), rule="line")
-    tokens = prepare(corpus, tokenizer, Path(out) / "tokens", engine=engine)
+    tokens = prepare(corpus, tokenizer, Path(out) / "tokens", engine=lambda: engine)
     print(json.dumps([time.perf_counter() - started, tokens.train.num_tokens + tokens.validation.num_tokens]))
 """
 

@@ -16,12 +16,14 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from sconce.backend import Backend, Hardware, load_backend, state_names
 from sconce.config import RunConfig
-from sconce.data.corpus import Corpus
-from sconce.data.discover import exists
+from sconce.data.corpus import Corpus, is_reachable
 from sconce.data.kinds import kind_of
 from sconce.data.progress import Announcer
+from sconce.data.shards import dtype_for
 from sconce.data.sources import list_sources
 from sconce.data.text_shards import Existing, are_shards_of, has_text_shards, shard_text
 from sconce.data.text_writer import TextOptions
@@ -116,12 +118,12 @@ def orchestrate_cloud(job: CloudJob, *, hardware: Hardware, reporter: Reporter) 
     places = find_places(job.name)
     if is_streamed(job.local) or any(map(is_hub, (*job.local.inputs, *job.local.validation))):
         set_up_hub(places.hub)  # checking the job already reads there
-    for line in check_job(job, places, hardware):
+    config = resolve_job(as_local(job, places), places.run)
+    for line in _check(job, config, places, hardware):
         reporter.say(line)
     set_up_hub(places.hub)
     with places.run.locked():
-        local = _place_text(job, places, reporter.say)
-        resolve_job(local, places.run)
+        local = _place_text(job, config, places, reporter.say)
         return run_job(local, places.run, hardware=hardware, reporter=reporter)
 
 
@@ -131,8 +133,11 @@ def check_job(job: CloudJob, places: Places, hardware: Hardware) -> list[str]:
     Raises BackendError without a GPU, unless `hardware` names something else; ConfigError for a model that the GPU
     does not hold and DataError for a disk too small, each estimated.
     """
+    return _check(job, resolve_job(as_local(job, places), places.run), places, hardware)
+
+
+def _check(job: CloudJob, config: RunConfig, places: Places, hardware: Hardware) -> list[str]:
     local = as_local(job, places)
-    config = resolve_job(local, places.run)
     with phase(f"loading the backend for {hardware}"):
         backend = load_backend(hardware)
         device = backend.device()
@@ -161,7 +166,7 @@ def _check_root(variable: str, root: Path) -> None:
 
 def as_local(job: CloudJob, places: Places) -> LocalJob:
     """The job with its text where an earlier call has put it, else as typed, as a stream always is."""
-    local, begun = job.local, _begun(places)
+    local, begun = job.local, places.run.has_begun
     if is_streamed(local):
         return replace(_settled(local, places, local.inputs, local.validation), shards=local.shards)
     placed = (places.train,) if _holds_text(places.train) else ()
@@ -182,15 +187,6 @@ def _settled(local: LocalJob, places: Places, inputs: tuple[Path, ...], validati
         shared_tokenizer=places.tokenizer,
         shards="remake" if local.shards == "remake" else "build",  # reuse is about the text: see _cut
     )
-
-
-def _begun(places: Places) -> bool:
-    """Whether there is a checkpoint: the run then goes on with the tokens it began with."""
-    return any(places.run.checkpoints.glob("*step-*"))
-
-
-def _gone(paths: Sequence[Path]) -> bool:
-    return not all(is_hub(path) or exists(path) for path in paths)
 
 
 def _is_inside(paths: Sequence[Path], folder: Path) -> bool:
@@ -232,9 +228,9 @@ def _check_disk(local: LocalJob, plan: Plan, config: RunConfig, places: Places) 
     checkpoint = 4 * sum(_size(shape) for _, shape in state_names(plan.spec, make_optim(config)))
     kept = config.runtime.checkpoint.max_keep + 2  # the best one, and one being written
     streamed = config.data.streaming
-    text = 0 if _begun(places) or streamed else _text_bytes((*local.inputs, *local.validation))
+    text = 0 if places.run.has_begun or streamed else _text_bytes((*local.inputs, *local.validation))
     copied = 0 if _holds_text(places.train) else text
-    cache, tokens = places.cache, text // BYTES_PER_TOKEN * (2 if plan.spec.vocab_size <= 2**16 else 4)
+    cache, tokens = places.cache, text // BYTES_PER_TOKEN * np.dtype(dtype_for(plan.spec.vocab_size)).itemsize
     if streamed:
         cache, tokens = stream_root(config) or places.run.root / "data", int(config.data.cache_limit_gb * 1e9)
     needs = [
@@ -281,7 +277,7 @@ def _used(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
 
 
-def _place_text(job: CloudJob, places: Places, say: Say) -> LocalJob:
+def _place_text(job: CloudJob, config: RunConfig, places: Places, say: Say) -> LocalJob:
     """Cut the text that was typed into files on the volume, unless they are there; the job that reads those.
 
     A stream is not cut.
@@ -289,13 +285,12 @@ def _place_text(job: CloudJob, places: Places, say: Say) -> LocalJob:
     local = as_local(job, places)
     if is_streamed(local):
         return local
-    config = resolve_job(local, places.run)
     cuts = [
         (job.local.inputs, places.train, job.train_lines),
         (job.local.validation, places.validation, job.validation_lines),
     ]
     for paths, folder, lines in cuts:
-        if paths and not _begun(places) and not _is_inside(paths, folder):
+        if paths and not places.run.has_begun and not _is_inside(paths, folder):
             _cut(paths, folder, lines, job, config, say)
     inputs = (places.train,) if _holds_text(places.train) else ()
     held_out = (places.validation,) if _holds_text(places.validation) else ()
@@ -308,7 +303,7 @@ def _place_text(job: CloudJob, places: Places, say: Say) -> LocalJob:
 def _cut(paths: tuple[Path, ...], folder: Path, lines: int, job: CloudJob, config: RunConfig, say: Say) -> None:
     """Make `folder` the text of `paths`, one document a line. Raises DataError when it holds other text."""
     ours = has_text_shards(folder)
-    if ours and _gone(paths):
+    if ours and not all(map(is_reachable, paths)):
         say(f"text: {', '.join(map(str, paths))} is not here; going on with what was cut from it, in {folder}")
         return
     data = config.data

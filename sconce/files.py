@@ -33,7 +33,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one."""
+    """Replace `path` by `content` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises OSError, which names a file.
+    """
     raw = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
@@ -42,8 +45,10 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             file.flush()
             fsync_file(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a disk that is full says of no file that it is
         raise
     fsync_folder(path.parent)
 

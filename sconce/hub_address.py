@@ -1,6 +1,7 @@
 """How a data set on the Hugging Face hub is written where a path may stand: hf://org/name@revision?config=C&split=S."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import parse_qsl, quote
@@ -46,6 +47,15 @@ def spelled(path: Path | str) -> str:
 def absolute(path: Path) -> Path:
     """A local path made absolute; an address as it is."""
     return path if is_hub(path) else path.absolute()
+
+
+def pinned(path: Path, commits: Mapping[str, str]) -> Path:
+    """The data set at the commit that `commits` has for its address; any other path as it is."""
+    if not is_hub(path):
+        return path
+    address = parse_address(path)
+    commit = commits.get(str(address))
+    return path if commit is None else Path(str(address.at(commit)))
 
 
 def parse_address(path: Path | str) -> HubAddress:

@@ -11,6 +11,7 @@ from sconce.config import RunConfig, config_from, dump_toml, load_config, preset
 from sconce.data.corpus import Corpus, train_documents
 from sconce.data.prepare import is_current
 from sconce.data.reference import python_reference
+from sconce.data.shards import MANIFEST
 from sconce.data.sources import list_sources
 from sconce.errors import ConfigError, DataError
 from sconce.files import sha256_file, write_atomic, write_json
@@ -89,13 +90,12 @@ def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
             raise ConfigError("--tokenizer-json: a tokenizer that is given is neither trained nor of another size")
         load_tokenizer(job.tokenizer_json)
     config_path = folder.root / "training.toml"
-    begun = any(folder.checkpoints.glob("*step-*"))
-    if begun and job.tokenizer == "remake":
+    if folder.has_begun and job.tokenizer == "remake":
         raise ConfigError(
             f"{folder.root}: its checkpoints were trained with its tokenizer, which can therefore not be made anew: "
             "choose another --run-dir"
         )
-    if begun and not job.resume:
+    if folder.has_begun and not job.resume:
         raise ConfigError(f"{folder.root}: already holds a run: leave out --no-resume, or choose another --run-dir")
     if not _is_to_begin(job, folder, config_path):
         return _checked(job, load_config(config_path, job.overrides))
@@ -152,10 +152,10 @@ def _settle_shards(job: LocalJob, config: RunConfig, folder: RunFolder) -> None:
             f"--reuse-shards: {place}: no token shards of this text and tokenizer: leave the flag out to build them"
         )
     if job.shards == "remake":
-        list_sources((*corpus.paths, *corpus.validation_paths))
-        if not current and any(folder.checkpoints.glob("*step-*")):
+        corpus.check()
+        if not current and folder.has_begun:
             raise DataError(f"--force-reshard: {place}: holds what this run was trained on, and the text has changed")
-        (place / "manifest.json").unlink(missing_ok=True)  # without it they are of no corpus
+        (place / MANIFEST).unlink(missing_ok=True)  # without it they are of no corpus
 
 
 def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
@@ -175,7 +175,7 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
         return True
     claim = json.loads(claim_path.read_text(encoding="utf-8"))
     edited = config_path.exists() and sha256_file(config_path) != claim["training_toml"]
-    if not edited and not any(folder.checkpoints.glob("*step-*")):
+    if not edited and not folder.has_begun:
         return True
     differing = [
         f"{key} {value!r} now, {claim.get(key)!r} when it was made"
@@ -301,12 +301,7 @@ def _train_tokenizer(job: LocalJob, corpus: Corpus, path: Path) -> Tokenizer:
     """Of the size asked for; without a wish, as near to the preset's as the text allows."""
     size = planned_vocab_size(job, RunFolder(path.parents[1]))
     limit = job.tokenizer_bytes or (STREAM_TOKENIZER_BYTES if is_streamed(job) else TOKENIZER_BYTES)
-    try:
-        return train_on_corpus(corpus, size, path.parent, limit)
-    except VocabularyError as error:
-        if job.vocab_size is not None:
-            raise
-        return train_on_corpus(corpus, error.supported, path.parent, limit)
+    return train_on_corpus(corpus, size, path.parent, limit, or_fewer=job.vocab_size is None)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:
@@ -318,8 +313,13 @@ def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:
     return tokenizer
 
 
-def train_on_corpus(corpus: Corpus, vocab_size: int, folder: Path, max_bytes: int) -> Tokenizer:
-    """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text."""
+def train_on_corpus(
+    corpus: Corpus, vocab_size: int, folder: Path, max_bytes: int, *, or_fewer: bool = False
+) -> Tokenizer:
+    """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text.
+
+    Of `vocab_size` tokens; with `or_fewer` as many as the text supports, where that is less. Raises DataError.
+    """
     sources: list[dict[str, object]] = []
     for source in corpus.sources():
         if source.remote is None:
@@ -332,4 +332,9 @@ def train_on_corpus(corpus: Corpus, vocab_size: int, folder: Path, max_bytes: in
             facts = {"name": f"{SCHEME}{source.remote.repo}", "commit": source.remote.commit}
         if facts not in sources:
             sources.append(facts)
-    return train_tokenizer(train_documents(corpus, max_bytes), vocab_size, folder, sources)
+    try:
+        return train_tokenizer(train_documents(corpus, max_bytes), vocab_size, folder, sources)
+    except VocabularyError as error:
+        if not or_fewer:
+            raise
+        return train_tokenizer(train_documents(corpus, max_bytes), error.supported, folder, sources)

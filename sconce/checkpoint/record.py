@@ -82,6 +82,11 @@ class Checkpoint:
         return cast(Mapping[str, Any], self.cursor.get("stream", {}))
 
     @property
+    def commits(self) -> Mapping[str, str]:
+        """The data sets of the hub that it was trained on, by address, each with its commit."""
+        return cast(Mapping[str, str], self.stream.get("commits") or self.cursor.get("commits", {}))
+
+    @property
     def tokenizer_sha256(self) -> str:
         """Which tokenizer the run was trained with; empty for a checkpoint without one."""
         file = self.files.get("tokenizer.json")
@@ -111,6 +116,7 @@ class _CursorFields(TypedDict):
     rows_consumed: NotRequired[_Count]
     rows_sha256: NotRequired[_Sha256]
     imported_steps: NotRequired[_Count]
+    commits: NotRequired[dict[str, str]]
     stream: NotRequired[_StreamFields]
 
 

@@ -9,12 +9,11 @@ from typing import cast
 import tomli_w
 
 from sconce.config.earlier import migrate
-from sconce.config.fields import PATHS, fields, value_type
+from sconce.config.fields import map_paths
 from sconce.config.load import config_from
 from sconce.config.overrides import absolutize
-from sconce.config.read import Table, inner_table, read_table
+from sconce.config.read import Table, read_table
 from sconce.config.streaming_file import apply_streaming_file
-from sconce.hub_address import is_hub
 
 HEADER = """\
 # Converted from {name} by `sconce config convert`. Paths are relative to this file.
@@ -32,27 +31,11 @@ def convert_config(path: Path, home: Path, overrides: Sequence[str] = ()) -> tup
     absolutize(table, path.resolve().parent)
     config_from(table, str(path), overrides)  # which also puts the overrides into the table
     written = copy.deepcopy(table)
-    for key, field in fields().items():
-        if value_type(field) is Path or value_type(field) == PATHS:
-            _relativize(written, key.split("."), home.resolve())
+    base = home.resolve()
+    map_paths(written, lambda path: os.path.relpath(path, base))
     lines = [f"#   {note}" for note in notes]
     changed = "\n".join(["# What is not as it was:", *lines, ""]) if lines else ""
     return HEADER.format(name=path.name) + changed + "\n" + tomli_w.dumps(_without_none(written)), notes
-
-
-def _relativize(table: Table, steps: Sequence[str], base: Path) -> None:
-    section = inner_table(table, steps[:-1])
-    if section is None or steps[-1] not in section:
-        return
-    value = section[steps[-1]]
-    if isinstance(value, list):
-        section[steps[-1]] = [_relative(str(item), base) for item in cast(list[object], value)]
-    elif value is not None:
-        section[steps[-1]] = _relative(str(value), base)
-
-
-def _relative(path: str, base: Path) -> str:
-    return path if is_hub(path) else os.path.relpath(path, base)
 
 
 def _without_none(table: Table) -> Table:

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Literal, Union, cast, get_args, get_origin
@@ -12,7 +12,9 @@ from pydantic import PositiveInt
 from pydantic.fields import FieldInfo
 
 from sconce.config.advice import ADVICE
+from sconce.config.read import Table, inner_table
 from sconce.config.schema import DataStage, RunConfig, Section, Weight
+from sconce.hub_address import is_hub
 
 PATHS: object = tuple[Path, ...]
 WEIGHTS: object = tuple[tuple[Weight, ...], ...]
@@ -59,6 +61,30 @@ def value_type(field: FieldInfo) -> object:
     if get_origin(annotation) in (Union, types.UnionType):
         return next(arg for arg in get_args(annotation) if arg is not type(None))
     return annotation
+
+
+@cache
+def path_keys() -> tuple[str, ...]:
+    """Every key that holds a path or a list of paths."""
+    return tuple(key for key, field in fields().items() if value_type(field) in (Path, PATHS))
+
+
+def map_paths(table: Table, function: Callable[[str], str]) -> None:
+    """Put `function` of each local path of the tables in its place."""
+    for key in path_keys():
+        *sections, name = key.split(".")
+        section = inner_table(table, sections)
+        if section is not None and name in section:
+            section[name] = map_path(section[name], value_type(fields()[key]), function)
+
+
+def map_path(value: object, kind: object, function: Callable[[str], str]) -> object:
+    """`function` of a local path, or of each in a list; what is not of the `kind` stays, for validation to report."""
+    if kind is Path and isinstance(value, str):
+        return value if is_hub(value) else function(value)
+    if kind == PATHS and isinstance(value, list):
+        return [map_path(item, Path, function) for item in cast(list[object], value)]
+    return value
 
 
 def is_optional(field: FieldInfo) -> bool:

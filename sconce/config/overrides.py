@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -13,34 +14,27 @@ from sconce.config.fields import (
     expected,
     fields,
     is_optional,
+    map_path,
+    map_paths,
     tables,
     unknown,
     value_type,
 )
-from sconce.config.read import Table, inner_table
-from sconce.hub_address import is_hub
+from sconce.config.read import Table
 
 
 def absolutize(table: Table, base: Path) -> None:
     """Resolve the paths of a config file against its own folder."""
-    for key, field in fields().items():
-        if not (value_type(field) is Path or value_type(field) == PATHS):
-            continue
-        *sections, name = key.split(".")
-        section = inner_table(table, sections)
-        if section is not None and name in section:
-            section[name] = _rebase(section[name], value_type(field), base)
+    map_paths(table, partial(_rebase, base))
 
 
-def _rebase(value: object, kind: object, base: Path) -> object:
-    """A path, or a list of them, made absolute; what is of another kind stays, for validation to report."""
-    if kind is Path and isinstance(value, str) and is_hub(value):
-        return value
-    if kind is Path and isinstance(value, str):
-        return str(canonical(base / _expand_home(value)))
-    if kind == PATHS and isinstance(value, list):
-        return [_rebase(item, Path, base) for item in cast(list[object], value)]
-    return value
+def _rebase(base: Path, path: str) -> str:
+    return str(canonical(base / _expand_home(path)))
+
+
+def _from_here(value: object, kind: object) -> object:
+    """A path of the command line, or a list of them, made absolute."""
+    return map_path(value, kind, partial(_rebase, Path.cwd()))
 
 
 def _expand_home(path: str) -> Path:
@@ -88,7 +82,7 @@ def _set_item(held: object, index: int, raw: str) -> str | None:
     items = cast(list[object], held)
     if index > len(items):
         return f"index {index} is beyond the list's end, {len(items)}"
-    items[index : index + 1] = [_rebase(raw, Path, Path.cwd())]
+    items[index : index + 1] = [_from_here(raw, Path)]
     return None
 
 
@@ -100,12 +94,12 @@ def _override_value(raw: str, kind: object, optional: bool) -> object:
     if kind is str:
         return raw  # to the last space: it may be a prompt
     if kind == PATHS and not trimmed.startswith("["):
-        return _rebase([item.strip() for item in raw.split(",") if item.strip()], kind, Path.cwd())
+        return _from_here([item.strip() for item in raw.split(",") if item.strip()], kind)
     if kind == PATHS:
-        return _rebase(_json(trimmed), kind, Path.cwd())
+        return _from_here(_json(trimmed), kind)
     if any(kind is number for number in (int, float, bool)) or kind in (WEIGHTS, STEPS, STAGES):
         return _json(trimmed.lower())
-    return _rebase(trimmed, kind, Path.cwd())
+    return _from_here(trimmed, kind)
 
 
 def _json(raw: str) -> object:

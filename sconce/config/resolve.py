@@ -3,30 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import tomli_w
 from pydantic_core import to_jsonable_python
 
-from sconce.config.fields import fields
+from sconce.config.fields import fields, map_paths, path_keys
 from sconce.config.overrides import canonical
 from sconce.config.read import flat
 from sconce.config.relations import idle_keys
 from sconce.config.schema import RunConfig
 from sconce.config.stages import ramp, sequence_length
 from sconce.errors import ConfigError
-from sconce.hub_address import is_hub
 from sconce.rope import make_scaling
 from sconce.spec import ModelSpec
 
-# Identified by the hashes of what they hold: a run may move to another folder or machine.
-PLACES = (
-    "tokenizer.tokenizer_json",
-    "data.train_shards",
-    "data.validation_shards",
-    "data.cache_dir",
-    "runtime.run_dir",
-)
 # What the device decides where it is left open.
 PLANNED = ("data.micro_batch_size", "data.gradient_accumulation_steps", "runtime.loss_chunk")
 # What defines the run: the model, which rows each step sees, and the rule that the moments belong to.
@@ -189,14 +180,15 @@ def _without_idle(config: RunConfig, table: dict[str, Any]) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Keys on which two results of `to_json` disagree; a key that one lacks counts as its default.
 
-    What either leaves to the device agrees with anything.
+    What either leaves to the device agrees with anything, and so do paths: what they hold is identified by hashes, and
+    a run may move to another folder or machine.
     """
     before, after = dict(flat(old)), dict(flat(new))
     found: list[Difference] = []
     for key, field in fields().items():
         default = to_jsonable_python(field.get_default(call_default_factory=True))
         a, b = before.get(key, default), after.get(key, default)
-        if key not in PLACES and a != b and not (key in PLANNED and None in (a, b)):
+        if key not in path_keys() and a != b and not (key in PLANNED and None in (a, b)):
             found.append(Difference(key, a, b, allowed=not key.startswith(FIXED)))
     return found
 
@@ -205,18 +197,10 @@ def dump_toml(config: RunConfig, header: str, relative_to: Path) -> str:
     """The whole config as TOML; paths inside `relative_to` become relative, so that the folder can move."""
     table = _without_idle(config, config.model_dump(mode="json", exclude_none=True))
     base = relative_to.resolve()
-    for key in PLACES:
-        section, name = key.split(".")
-        value = table[section].get(name)
-        if isinstance(value, list):
-            table[section][name] = [_relative(item, base) for item in cast(list[str], value)]
-        elif value is not None:
-            table[section][name] = _relative(value, base)
+    map_paths(table, lambda path: _relative(path, base))
     return header + "\n" + tomli_w.dumps(table)
 
 
 def _relative(path: str, base: Path) -> str:
-    if is_hub(path):
-        return path
     absolute = canonical(Path(path))
     return str(absolute.relative_to(base)) if absolute.is_relative_to(base) else str(absolute)

@@ -26,12 +26,11 @@ def apply_streaming_file(table: Table, folder: Path) -> list[str]:
     path = folder / NAME
     if not path.is_file():
         return []
-    fields, data = _read(path), table.setdefault("data", {})
+    (fields, address), data = _read(path), table.setdefault("data", {})
     if inner_table(table, ["data"]) is None:
         return []  # a fault of the config's, which is found there
     if "streaming" in data:
         return [f"{NAME}: not read, as the config has data.streaming itself"]
-    address = dataset_address(str(fields["dataset"]), str(fields["split"]))
     data |= {"streaming": True, "train_shards": [str(address)]}
     data |= {key: fields[key] for key in ("max_samples", "stream_batch_size") if fields.get(key) is not None}
     notes = [f"{NAME}: streams {address}"]
@@ -53,7 +52,8 @@ def dataset_address(dataset: str, split: str | None = None, config: str | None =
     )
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> tuple[dict[str, object], HubAddress]:
+    """Its fields, and the address of the data set that they name."""
     try:
         parsed: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -69,7 +69,6 @@ def _read(path: Path) -> dict[str, object]:
     if missing := [key for key in ("dataset", "split") if not fields.get(key)]:
         raise ConfigError(f"{path}: {missing[0]}: missing; expected, for example, HuggingFaceFW/fineweb and train")
     try:
-        dataset_address(str(fields["dataset"]), str(fields["split"]))
+        return fields, dataset_address(str(fields["dataset"]), str(fields["split"]))
     except DataError as error:
         raise ConfigError(f"{path}: dataset: {error}") from None
-    return fields

@@ -1,21 +1,23 @@
 """What a run reads, and which of it is held out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sconce.data.discover import exists
 from sconce.data.sources import DocumentRule, OnError, Source, list_sources
+from sconce.hub_address import is_hub, pinned
 
 Split = Literal["train", "validation"]
-OnRead = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
-    """Files of text or records, folders or patterns. With `validation_paths` nothing else is held out."""
+    """Files of text or records, folders, patterns or data sets of the hub. With `validation_paths` nothing else is
+    held out. `commits` are those at which to read data sets, by address; others are read as they are now.
+    """
 
     paths: tuple[Path, ...]
     validation_paths: tuple[Path, ...] = ()
@@ -23,22 +25,37 @@ class Corpus:
     validation_fraction: float = 0.01
     text_field: str = "text"
     on_error: OnError = "stop"
+    # Not in repr, by which shards in a cache are found.
+    commits: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, hash=False)
 
     def sources(self) -> list[Source]:
         """The files of `paths`."""
-        return list_sources(self.paths, self.text_field, self.on_error)
+        return [source for some in self.sources_of_paths() for source in some]
 
     def sources_of_paths(self) -> list[list[Source]]:
         """The same, those of each path by themselves."""
-        return [list_sources((path,), self.text_field, self.on_error) for path in self.paths]
+        return [self._sources_of(path) for path in self.paths]
 
     def validation_sources(self) -> list[Source]:
         """The files of `validation_paths`."""
-        return list_sources(self.validation_paths, self.text_field, self.on_error)
+        return [source for some in self.validation_sources_of_paths() for source in some]
 
     def validation_sources_of_paths(self) -> list[list[Source]]:
         """The same, those of each path by themselves."""
-        return [list_sources((path,), self.text_field, self.on_error) for path in self.validation_paths]
+        return [self._sources_of(path) for path in self.validation_paths]
+
+    def check(self) -> None:
+        """Raise DataError where a path is not there or stands for nothing: before anything is written."""
+        self.sources()
+        self.validation_sources()
+
+    def _sources_of(self, path: Path) -> list[Source]:
+        return list_sources((pinned(path, self.commits),), self.text_field, self.on_error)
+
+
+def is_reachable(path: Path) -> bool:
+    """Whether text may be read at a path: something is there, or it is an address of the hub, which is not asked."""
+    return is_hub(path) or exists(path)
 
 
 def document_hash(document: bytes) -> int:
@@ -63,21 +80,6 @@ def split_threshold(corpus: Corpus, sources: Iterable[Source]) -> int:
     return lowest if lowest < highest else -1
 
 
-def split_documents(
-    corpus: Corpus,
-    train: Sequence[Source],
-    validation: Sequence[Source],
-    threshold: int,
-    on_read: OnRead | None = None,
-) -> Iterator[tuple[Split, bytes]]:
-    """Every document in order, with its split; `threshold` applies where there are no validation sources."""
-    for source in train:
-        for document in source.documents(corpus.rule, on_read):
-            yield ("validation" if document_hash(document) <= threshold else "train"), document
-    for document in chain.from_iterable(source.documents(corpus.rule, on_read) for source in validation):
-        yield "validation", document
-
-
 def train_documents(corpus: Corpus, max_bytes: int | None = None) -> Iterator[str]:
     """The documents that are not held out, up to `max_bytes` of UTF-8: what a tokenizer may learn from.
 
@@ -86,8 +88,8 @@ def train_documents(corpus: Corpus, max_bytes: int | None = None) -> Iterator[st
     sources = corpus.sources()
     threshold = -1 if corpus.validation_paths else split_threshold(corpus, sources)
     done = 0
-    for split, document in split_documents(corpus, sources, (), threshold):
-        if split == "train":
+    for document in (document for source in sources for document in source.documents(corpus.rule)):
+        if document_hash(document) > threshold:
             yield document.decode()
             done += len(document)
             if max_bytes is not None and done >= max_bytes:

@@ -5,8 +5,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
-from typing import Generic, Protocol, TypeVar
+from itertools import chain, compress
+from operator import not_
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,19 +75,26 @@ class Encoded:
     sizes: NDArray[np.int64]
 
 
+class EncodedBatch(NamedTuple):
+    """The tokens of a batch's training documents, of those that are held out, and of all whether it is one of these."""
+
+    train: Encoded
+    held_out: Encoded
+    is_held_out: list[bool]
+
+
 @dataclass(frozen=True, slots=True)
 class DocumentEncoder:
-    """Turns a batch of documents into (training, held-out) tokens."""
+    """Turns a batch of documents into tokens."""
 
     tokenizer: TextEncoder
     fast: FlatEncoder | None = None
 
-    def __call__(self, documents: Sequence[bytes], threshold: int) -> tuple[Encoded, Encoded]:
+    def __call__(self, documents: Sequence[bytes], threshold: int) -> EncodedBatch:
         """A document whose hash is at most `threshold` is held out. Raises EncodersDiffer."""
-        split: tuple[list[bytes], list[bytes]] = ([], [])
-        for document in documents:
-            split[threshold >= 0 and document_hash(document) <= threshold].append(document)
-        return self._encode(split[0]), self._encode(split[1])
+        held = [threshold >= 0 and document_hash(document) <= threshold for document in documents]
+        train, held_out = (list(compress(documents, chosen)) for chosen in (map(not_, held), held))
+        return EncodedBatch(self._encode(train), self._encode(held_out), held)
 
     def check(self) -> None:
         """Compare the two programs on texts that are hard to get right; raises EncodersDiffer."""
@@ -164,12 +172,12 @@ class EncodingPool(Generic[B]):
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def map(self, batches: Iterable[B]) -> Iterator[tuple[B, tuple[Encoded, Encoded]]]:
+    def map(self, batches: Iterable[B]) -> Iterator[tuple[B, EncodedBatch]]:
         """Each batch with its tokens, in the order of the batches. Raises EncodersDiffer."""
         if self._pool is None:
             yield from ((batch, self._encoder(batch.documents, batch.threshold)) for batch in batches)
             return
-        waiting: deque[tuple[B, Future[tuple[Encoded, Encoded]]]] = deque()
+        waiting: deque[tuple[B, Future[EncodedBatch]]] = deque()
         for batch in batches:
             waiting.append((batch, self._pool.submit(self._encoder, batch.documents, batch.threshold)))
             if len(waiting) >= self._workers + _AHEAD:
@@ -178,7 +186,7 @@ class EncodingPool(Generic[B]):
             yield _result(*waiting.popleft())
 
 
-def _result(batch: B, future: Future[tuple[Encoded, Encoded]]) -> tuple[B, tuple[Encoded, Encoded]]:
+def _result(batch: B, future: Future[EncodedBatch]) -> tuple[B, EncodedBatch]:
     return batch, future.result()
 
 

@@ -1,7 +1,7 @@
 """What a build of token shards holds, and whether it holds together; a piece at a time, whatever its size."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sconce.data.corpus import Split
-from sconce.data.shards import MANIFEST, PACKING, Manifest, Shard, TokenArray, read_manifest
+from sconce.data.shards import MANIFEST, PACKING, Manifest, Shard, ShardFile, TokenArray, read_manifest
 from sconce.files import sha256_file
 
 _PIECE = 2**21  # tokens, or documents, at once
@@ -79,36 +79,32 @@ def faults(folder: Path) -> Iterator[str]:
     other and end with EOS, that shards are numbered without a gap, and that no file is there that is no part of it.
     """
     manifest = read_manifest(folder)
-    yield from _wrong_names(folder, manifest.shards)
-    width = np.dtype(manifest.dtype).itemsize
+    yield from _wrong_names(folder, manifest)
     for shard in manifest.shards:
-        yield from _wrong_files(folder, shard, width) or _wrong_content(folder, shard, manifest)
+        wrong = [fault for file in shard.files(manifest.dtype) if (fault := _wrong_file(folder, file)) is not None]
+        # Its content is worth reading only where nothing is wrong with its files.
+        yield from wrong or _wrong_content(folder, shard, manifest)
 
 
-def _wrong_names(folder: Path, shards: Sequence[Shard]) -> Iterator[str]:
+def _wrong_names(folder: Path, manifest: Manifest) -> Iterator[str]:
+    shards = manifest.shards
     for split in ("train", "validation"):
         names = [shard.name for shard in shards if shard.split == split]
         if names != [f"{split}-{number:05d}" for number in range(len(names))]:
             yield f"{folder}: {split} shards are not numbered one after the other: {', '.join(names)}"
-    known = {MANIFEST, PACKING, *(f"{shard.name}{suffix}" for shard in shards for suffix in (".bin", ".idx"))}
+    known = {MANIFEST, PACKING, *(file.name for shard in shards for file in shard.files(manifest.dtype))}
     for path in sorted(folder.iterdir()):
         if path.name not in known:
             yield f"{path}: no part of this build"
 
 
-def _wrong_files(folder: Path, shard: Shard, width: int) -> list[str]:
-    """What is wrong with a shard's two files as files; its content is worth reading only if nothing is."""
-    expected = {".bin": (shard.tokens * width, shard.bin_sha256), ".idx": (shard.documents * 8, shard.idx_sha256)}
-    found = (_wrong_file(folder / f"{shard.name}{suffix}", *facts) for suffix, facts in expected.items())
-    return [fault for fault in found if fault is not None]
-
-
-def _wrong_file(path: Path, size: int, sha256: str) -> str | None:
+def _wrong_file(folder: Path, file: ShardFile) -> str | None:
+    path = folder / file.name
     if not path.is_file():
         return f"{path}: missing"
-    if (found := path.stat().st_size) != size:
-        return f"{path}: {found:,} bytes, the manifest says {size:,}"
-    return None if sha256_file(path) == sha256 else f"{path}: its content does not match its sha256"
+    if (found := path.stat().st_size) != file.size:
+        return f"{path}: {found:,} bytes, the manifest says {file.size:,}"
+    return None if sha256_file(path) == file.sha256 else f"{path}: its content does not match its sha256"
 
 
 def _wrong_content(folder: Path, shard: Shard, manifest: Manifest) -> Iterator[str]:

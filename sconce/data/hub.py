@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 from sconce.data.kinds import READ, kind_of
 from sconce.errors import DataError
 from sconce.hub_address import SCHEME, HubAddress
+from sconce.hub_faults import OFFLINE, may_pass, one_line, origin, status_may_pass, status_of
 
 BLOCK_BYTES = 2**22  # of a file asked for at once: enough to make a round trip cheap
 PATIENCE_SECONDS = 300.0
@@ -67,6 +68,7 @@ class _RemoteFile(io.RawIOBase):
     def __init__(self, file: HubFile) -> None:
         super().__init__()
         self._file, self._at = file, 0
+        self._name = f"{SCHEME}{file.repo}/{file.name}"
         hub = _need("huggingface_hub")
         self._url = hub.hf_hub_url(file.repo, file.name, repo_type="dataset", revision=file.commit)
         self._headers: dict[str, str] = _need("huggingface_hub.utils").build_hf_headers()
@@ -88,14 +90,14 @@ class _RemoteFile(io.RawIOBase):
         count = min(len(buffer), max(0, self._file.size - self._at))
         if count:
             start = self._at
-            buffer[:count] = retried(f"{SCHEME}{self._file.repo}/{self._file.name}", lambda: self._get(start, count))
+            buffer[:count] = retried(self._name, lambda: self._get(start, count))
             self._at += count
         return count
 
     def _get(self, start: int, count: int) -> bytes:
         headers = {**self._headers, "Range": f"bytes={start}-{start + count - 1}"}
         response: Any = _session().get(self._url, headers=headers, timeout=TIMEOUT_SECONDS)
-        _check_status(response)
+        _check_status(response, self._name)
         content: bytes = response.content
         if len(content) != count:
             raise _Passing(f"{len(content)} bytes instead of {count}")
@@ -129,26 +131,21 @@ def _passing(error: Exception) -> _Passing | None:
     """What may pass in an error, or None."""
     if isinstance(error, _Passing):
         return error
-    http = import_module(type(_session()).__module__.partition(".")[0])
-    seen: BaseException | None = error
-    while seen is not None:  # datasets and fsspec wrap what happened
-        response = getattr(seen, "response", None)
-        status = getattr(response, "status_code", None)
-        if status is not None:
-            return _Passing(f"HTTP {status}") if status == 429 or status >= 500 else None
-        if isinstance(seen, http.TransportError | ConnectionError | TimeoutError):
-            return _Passing(f"{type(seen).__name__}: {str(seen)[:120]}".rstrip(": "))
-        seen = seen.__cause__ or seen.__context__
-    return None
+    if not may_pass(error):
+        return None
+    found = origin(error)
+    status = status_of(found)
+    said = one_line(f"{type(found).__name__}: {found}")[:150].rstrip(": ") if status is None else f"HTTP {status}"
+    return _Passing(said)
 
 
-def _check_status(response: Any) -> None:  # noqa: ANN401 - of whichever HTTP library huggingface_hub has
+def _check_status(response: Any, name: str) -> None:  # noqa: ANN401 - of whichever HTTP library huggingface_hub has
     status: int = response.status_code
-    if status == 429 or status >= 500:
+    if status_may_pass(status):
         after = str(response.headers.get("Retry-After", ""))
         raise _Passing(f"HTTP {status}", float(after) if after.isdecimal() else 0.0)
     if status >= 400:
-        raise HubError(f"{response.request.url}: HTTP {status} {response.reason_phrase}: {_ACCESS}")
+        raise HubError(f"{name}: HTTP {status}: {_ACCESS}")  # not the address, which may be signed
 
 
 def _patience() -> float:
@@ -177,9 +174,7 @@ def _session() -> Any:  # noqa: ANN401 - of whichever HTTP library huggingface_h
 def _explained(address: HubAddress) -> Generator[None]:
     """Turn the libraries' errors about a data set into DataError, a line each."""
     if _need("huggingface_hub.constants").HF_HUB_OFFLINE:
-        raise DataError(
-            f"{address}: HF_HUB_OFFLINE is set, and a data set of the hub is read over the network: unset it"
-        )
+        raise DataError(f"{address}: {OFFLINE}")
     errors = _need("huggingface_hub.errors")
     try:
         yield
@@ -190,7 +185,7 @@ def _explained(address: HubAddress) -> Generator[None]:
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise DataError(f"{address}: no such data set on the Hugging Face hub; {_ACCESS}") from None
     except errors.HfHubHTTPError as error:
-        raise DataError(f"{address}: {_first_line(error)}") from None
+        raise DataError(f"{address}: {one_line(_first_line(error))}") from None
 
 
 @cache
@@ -244,7 +239,7 @@ def _names(address: HubAddress, commit: str) -> list[str]:
             lambda: datasets.load_dataset_builder(address.repo, address.config, revision=commit),
         )
     except (ValueError, RuntimeError, FileNotFoundError, errors.DatasetsError) as error:
-        raise DataError(f"{address}: {_first_line(error)}") from None
+        raise DataError(f"{address}: {one_line(_first_line(error))}") from None
     data_files = cast(dict[str, list[str]], builder.config.data_files or {})
     splits = {str(name): list(files) for name, files in data_files.items()}
     if address.split not in splits:

@@ -73,7 +73,9 @@ class Journal:
         return window in self._hashes or window + 1 in self._starts
 
     def add(self, entry: Entry) -> None:
-        """Remember a window that was made. Raises DataError when it was made before and was another then."""
+        """Remember a window that was made. Raises DataError when it was made before and was another then, or when
+        the journal cannot be written.
+        """
         if self._hashes.get(entry.window, entry.sha256) != entry.sha256:
             raise DataError(
                 f"window {entry.window} of the stream has other tokens than when the run was trained on it: the data "
@@ -83,10 +85,13 @@ class Journal:
         if entry.window in self._hashes and (self.total_rows is not None if ends else entry.window + 1 in self._starts):
             return
         self._learn(entry)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(entry)) + "\n")
-            file.flush()
-            fsync_file(file.fileno())
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(entry)) + "\n")
+                file.flush()
+                fsync_file(file.fileno())
+        except OSError as error:
+            raise DataError(f"{self._path}: cannot be written: {error.strerror}") from error
 
     def facts(self, windows: list[int]) -> dict[str, Any]:
         """What a checkpoint needs to go on in these windows without this journal, as JSON; see `restore`."""

@@ -8,13 +8,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from sconce.data.corpus import Corpus, Split, split_threshold
 from sconce.data.discover import exists
-from sconce.data.encode import ALONE, DocumentEncoder, EncodersDiffer, EncodingPool, Engine, TextEncoder
+from sconce.data.encode import DocumentEncoder, EncodersDiffer, EncodingPool, Engine, TextEncoder
 from sconce.data.kinds import was_text
 from sconce.data.progress import Progress
 from sconce.data.reader import Batch, Part, Position, Reader
@@ -26,15 +27,16 @@ from sconce.data.shards import (
     Manifest,
     SourceRecord,
     TokenData,
+    dtype_for,
     open_tokens,
     read_manifest,
 )
-from sconce.data.sources import Source
+from sconce.data.sources import Source, list_sources
 from sconce.data.staging import locked, staged
 from sconce.data.writer import SplitWriter
 from sconce.errors import DataError
-from sconce.files import sha256_file, write_json
-from sconce.hub_address import spelled
+from sconce.files import write_json
+from sconce.hub_address import is_hub, parse_address, pinned, spelled
 
 SHARD_TOKENS = 2**26
 JOURNAL = "journal.json"
@@ -50,7 +52,7 @@ def prepare(
     folder: Path,
     *,
     shard_tokens: int = SHARD_TOKENS,
-    engine: Engine = ALONE,
+    engine: Callable[[], Engine] = Engine,
     progress: Progress | None = None,
     say: Say | None = None,
 ) -> TokenData:
@@ -59,24 +61,29 @@ def prepare(
     Of this corpus means the same tokenizer, document rule, split and paths, and source files of the same name,
     size, and time or else content. A build whose sources are gone is reused too, so that a run folder can move
     to another machine without them. Of two processes that prepare one folder, the second waits and reuses.
-    The same corpus gives the same bytes by whatever `engine`, and however often it was killed on the way.
+    The same corpus gives the same bytes by whatever `engine`, and however often it was killed on the way; it is asked
+    for when there is something to build.
     `say` hears of a damaged build that is made anew, of what is skipped, and of a killed build that goes on.
     Raises DataError for text or paths that cannot be used; an older build then stays as it is.
     """
     say = say or _say_nothing
+    if not folder.exists():
+        corpus.check()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(folder):
-        if is_current(corpus, tokenizer, folder):
+        current = is_current(corpus, tokenizer, folder)
+        if current:
             try:
                 return open_tokens(folder)
             except DataError as error:
                 if _sources_are_gone(corpus):
                     raise
                 say(f"WARNING: {error}; making them anew of the text")
+        corpus.check()
         _check_replaceable(folder)
-        if (folder / MANIFEST).exists() and not is_current(corpus, tokenizer, folder):
+        if not current and (folder / MANIFEST).exists():
             say(f"note: the token shards in {folder} are of other text or another tokenizer: they will be replaced")
-        job = _Job(corpus, tokenizer, shard_tokens, engine, progress or _count_nothing, say)
+        job = _Job(corpus, tokenizer, shard_tokens, engine(), progress or _count_nothing, say)
         try:
             _make(job, folder)
         except OSError as error:
@@ -131,6 +138,8 @@ class _Build:
         corpus = job.corpus
         self._job, self._folder = job, folder
         train, validation = corpus.sources_of_paths(), corpus.validation_sources_of_paths()
+        each = zip((*corpus.paths, *corpus.validation_paths), (*train, *validation), strict=True)
+        self._commits = {str(parse_address(path)): some[0].remote.commit for path, some in each if some[0].remote}
         self._threshold = None if validation else split_threshold(corpus, chain.from_iterable(train))
         held_out = -1 if self._threshold is None else self._threshold
         self._sources = [(source, Part(path, held_out)) for path, some in enumerate(train) for source in some]
@@ -138,7 +147,7 @@ class _Build:
         self._path_tokens = [0] * len(train)
         self._held_out_tokens = [0] * len(validation or train)
         self._total = sum(source.size for source, _ in self._sources)
-        self._dtype: Dtype = "uint16" if job.tokenizer.vocab_size <= 2**16 else "uint32"
+        self._dtype: Dtype = dtype_for(job.tokenizer.vocab_size)
         self._writers: dict[Split, SplitWriter] = {}
         self._documents = self._committed_shards = 0
 
@@ -162,7 +171,7 @@ class _Build:
 
     def _write(self, reader: Reader, pool: EncodingPool[Batch]) -> None:
         since = 0
-        for batch, (train, held_out) in pool.map(reader.batches()):
+        for batch, (train, held_out, _) in pool.map(reader.batches()):
             self._writers["train"].add(train)
             self._writers["validation"].add(held_out)
             if batch.threshold != _ALL:
@@ -194,7 +203,7 @@ class _Build:
         """Go on from the journal; None where there is none, or it is of another corpus or of damaged files."""
         try:
             journal = json.loads((self._folder / JOURNAL).read_bytes())
-            if journal["request"] != self._request():
+            if journal["request"] != self._request:
                 return None
             if self._job.corpus.on_error == "stop" and journal["skipped"]:
                 return None
@@ -213,7 +222,7 @@ class _Build:
 
     def _commit(self, reader: Reader, after: Position) -> None:
         journal = {
-            "request": self._request(),
+            "request": self._request,
             "position": asdict(after),
             "documents": self._documents,
             "path_tokens": self._path_tokens,
@@ -224,6 +233,7 @@ class _Build:
         }
         write_json(self._folder / JOURNAL, journal)
 
+    @cached_property
     def _request(self) -> str:
         """What decides the bytes of a build. Not on_error: up to the first fault both of its values give the same."""
         corpus, tokenizer = self._job.corpus, self._job.tokenizer
@@ -258,6 +268,7 @@ class _Build:
             threshold=self._threshold,
             shards=[shard for writer in self._writers.values() for shard in writer.shards],
             sources=[_record(source, finished) for (source, _), finished in pairs],
+            commits=self._commits,
         )
 
 
@@ -280,32 +291,32 @@ def _count_nothing(*_: int) -> None:
 
 
 def is_current(corpus: Corpus, tokenizer: TextEncoder, folder: Path) -> bool:
-    """Whether the build in `folder`, if there is one, is of this corpus; nothing is said of its shards."""
+    """Whether the build in `folder`, if there is one, is of this corpus; nothing is said of its shards.
+
+    The hub is not asked: of a data set the address decides, and its commit where the corpus has one.
+    """
     try:
         manifest = read_manifest(folder)
     except DataError:
         return False
+    paths = (*corpus.paths, *corpus.validation_paths)
     same_request = (
         manifest.tokenizer_sha256 == tokenizer.sha256
         and (manifest.rule, manifest.text_field, manifest.on_error) == (corpus.rule, corpus.text_field, corpus.on_error)
         and manifest.paths == [spelled(path) for path in corpus.paths]
         and manifest.validation_paths == [spelled(path) for path in corpus.validation_paths]
         and (corpus.validation_paths != () or manifest.validation_fraction == corpus.validation_fraction)
+        and all(pinned(path, corpus.commits) in (path, pinned(path, manifest.commits)) for path in paths)
     )
     if not same_request or _sources_are_gone(corpus):
         return same_request
     if manifest.format != FORMAT and any(was_text(source.path) for source in manifest.sources):
         return False
-    sources = [*corpus.sources(), *corpus.validation_sources()]
-    return len(sources) == len(manifest.sources) and all(map(_is_same, sources, manifest.sources))
+    sources = list_sources([path for path in paths if not is_hub(path)])
+    records = [record for record in manifest.sources if not is_hub(record.path)]
+    return len(sources) == len(records) and all(map(SourceRecord.is_of, records, sources))
 
 
 def _sources_are_gone(corpus: Corpus) -> bool:
     """Whether none of the paths is there; what is on the hub never is, so that a build of it needs no network."""
     return not any(exists(path) for path in (*corpus.paths, *corpus.validation_paths))
-
-
-def _is_same(source: Source, record: SourceRecord) -> bool:
-    if (source.name, source.size) != (record.path, record.size):
-        return False
-    return source.mtime_ns == record.mtime_ns or sha256_file(source.path) == record.sha256

@@ -34,8 +34,8 @@ class NumberedRows(Protocol):
         ...
 
 
-class Rows(NumberedRows, Protocol):
-    """All rows of one split."""
+class TrainRows(NumberedRows, Protocol):
+    """All rows to train on."""
 
     @property
     def num_rows(self) -> int: ...
@@ -43,6 +43,10 @@ class Rows(NumberedRows, Protocol):
     def sizes(self) -> tuple[int, ...]:
         """Rows of each source; they are numbered through, one source after the other."""
         ...
+
+
+class Rows(TrainRows, Protocol):
+    """All rows of one split."""
 
     def in_order(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
         """Every token as a target once, in order; the first `max_batches` batches of that.
@@ -168,9 +172,6 @@ class MixedRows:
         number = int(self.source_of(np.array([row]), parts)[0])
         return self._sources[number].spans(row - int(self._firsts[number]) * parts, parts)
 
-    def in_order(self, batch_size: int, max_batches: int | None = None) -> Iterator[Batch]:
-        raise AssertionError("only training mixes sources")
-
     def source_of(self, rows: NDArray[np.int64], parts: int = 1) -> NDArray[np.int64]:
         """Which source each row is of, (len(rows),)."""
         return np.searchsorted(self._firsts * parts, rows, side="right") - 1
@@ -191,7 +192,9 @@ def open_rows(tokens: TokenData, split: Split, seq_len: int, packing: Packing, s
     return PackedRows(store, open_plan(tokens, split, seq_len, say=say), seq_len, tokens.eos_id)
 
 
-def open_train_rows(tokens: TokenData, seq_len: int, packing: Packing, mixed: bool, say: Say | None = None) -> Rows:
+def open_train_rows(
+    tokens: TokenData, seq_len: int, packing: Packing, mixed: bool, say: Say | None = None
+) -> TrainRows:
     """The rows to train on; `mixed` keeps each path of the corpus apart, as a source. Raises as `open_rows`."""
     if not mixed:
         return open_rows(tokens, "train", seq_len, packing, say)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
 from sconce.data.corpus import Split
-from sconce.data.sources import DocumentRule, OnError
+from sconce.data.sources import DocumentRule, OnError, Source
 from sconce.errors import DataError
 from sconce.files import sha256_file
 from sconce.typed import checked
@@ -37,6 +37,19 @@ Dtype = Literal["uint16", "uint32"]
 TokenArray = NDArray[np.uint16] | NDArray[np.uint32]
 
 
+def dtype_for(vocab_size: int) -> Dtype:
+    """What holds the ids of so many tokens."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+class ShardFile(NamedTuple):
+    """A file of a shard, as it should be; `size` in bytes."""
+
+    name: str
+    size: int
+    sha256: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shard:
     """One pair of files, <name>.bin and <name>.idx. `utf8_bytes` is of the text, without end-of-text tokens."""
@@ -49,6 +62,13 @@ class Shard:
     utf8_bytes: int
     bin_sha256: str
     idx_sha256: str
+
+    def files(self, dtype: Dtype) -> tuple[ShardFile, ShardFile]:
+        """Its tokens, which are of `dtype`, and its index."""
+        return (
+            ShardFile(f"{self.name}.bin", self.tokens * np.dtype(dtype).itemsize, self.bin_sha256),
+            ShardFile(f"{self.name}.idx", self.documents * 8, self.idx_sha256),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +85,12 @@ class SourceRecord:
     sha256: str
     skipped: int = 0
 
+    def is_of(self, source: Source) -> bool:
+        """Whether the file is the same still: by name and size, and by time or else content."""
+        if (source.name, source.size) != (self.path, self.size):
+            return False
+        return source.mtime_ns == self.mtime_ns or sha256_file(source.path) == self.sha256
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
@@ -73,7 +99,8 @@ class Manifest:
     `path_tokens` are the training tokens of each of `paths`, which lie one after the other, and `held_out_tokens` the
     validation's of each of `validation_paths`, or without those of `paths`; empty in a build from before they were
     counted. `threshold` is None when the validation text was given as files of its own. `cut` says that this is a
-    window of a stream, whose last training document may go on in the next one.
+    window of a stream, whose last training document may go on in the next one. `commits` are those of the paths that
+    are data sets of the hub, by address.
     """
 
     __pydantic_config__: ClassVar = _KNOWN_KEYS
@@ -94,6 +121,7 @@ class Manifest:
     path_tokens: list[int] = field(default_factory=list[int])
     held_out_tokens: list[int] = field(default_factory=list[int])
     cut: bool = False
+    commits: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +261,11 @@ def open_tokens(folder: Path, verify: bool = True) -> TokenData:
     Raises DataError, naming the file, when something is missing or damaged.
     """
     manifest = read_manifest(folder)
-    width = np.dtype(manifest.dtype).itemsize
     for shard in manifest.shards:
         if shard.tokens < 1 or shard.documents < 1:
             raise DataError(f"{folder / shard.name}.bin: damaged, the manifest knows of no tokens in it: {_REMEDY}")
-        _check(folder / f"{shard.name}.bin", shard.tokens * width, shard.bin_sha256 if verify else None)
-        _check(folder / f"{shard.name}.idx", shard.documents * 8, shard.idx_sha256 if verify else None)
+        for file in shard.files(manifest.dtype):
+            _check(folder / file.name, file.size, file.sha256 if verify else None)
     train, validation = (
         TokenStore(folder, [shard for shard in manifest.shards if shard.split == split], manifest.dtype)
         for split in ("train", "validation")

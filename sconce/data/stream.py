@@ -9,8 +9,8 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -67,13 +67,14 @@ class Stream:
         self._plan, self._tokenizer, self._engine, self._say = plan, tokenizer, engine, say
         self.folder, self.fingerprint, self.window_rows = folder, plan.fingerprint, plan.cut.rows
         _check_limit(plan)
-        self._stack = ExitStack()
-        self._lock(folder)
         self._cache = WindowCache(folder)
-        self._cache.sweep()
-        if Journal.fingerprint_in(folder) != plan.fingerprint:
-            self._cache.clear()
-        self.journal = Journal(plan.fingerprint, plan.cut.rows, folder)
+        with ExitStack() as stack:
+            stack.enter_context(_locked(folder))
+            self._cache.sweep()
+            if Journal.fingerprint_in(folder) != plan.fingerprint:
+                self._cache.clear()
+            self.journal = Journal(plan.fingerprint, plan.cut.rows, folder)
+            self._stack = stack.pop_all()
         self._cached = self._cache.windows()
         self._held_out_bytes = self._cache.held_out_bytes()
         if not self._held_out_bytes:
@@ -148,19 +149,6 @@ class Stream:
                 "set a larger data.validation_fraction or data.window_tokens"
             )
         return tokens
-
-    def _lock(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = self._stack.enter_context((folder / ".lock").open("w"))
-            with suppress(OSError):  # some network disks lock nothing
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    self._stack.close()
-                    raise DataError(f"{folder}: another process streams into this folder") from None
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
 
     def _wait(self, window: int, done: Callable[[], bool]) -> None:
         """Ask for a window and wait; the lock is held."""
@@ -344,8 +332,12 @@ class StreamRows:
 
     def batch(self, rows: NDArray[np.int64], parts: int = 1) -> TokenBatch:
         """The given rows, (len(rows), seq_len // parts). Waits for windows, and raises what making them raised."""
-        size = self.seq_len // parts
-        tokens = np.stack([self.read(row * size, size + 1) for row in rows.tolist()])
+        size, window_tokens = self.seq_len // parts, self._rows * self.seq_len
+        windows, starts = np.divmod(rows * size, window_tokens)
+        tokens = np.empty((len(rows), size + 1), np.int32)
+        for window in dict.fromkeys(windows.tolist()):  # in the order in which training comes to them
+            here = windows == window
+            tokens[here] = self._window(window).read_rows(starts[here], size + 1)
         return TokenBatch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
 
     def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
@@ -373,6 +365,23 @@ class StreamRows:
 def tokens_sha256(ids: NDArray[np.uint32], dtype: str) -> str:
     """Hex SHA-256 of tokens as a shard holds them."""
     return hashlib.sha256(ids.astype(np.dtype(dtype).newbyteorder("<")).tobytes()).hexdigest()
+
+
+@contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """The folder, made and not used by another process; DataError when that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written: {error.strerror}") from error
+    with lock:
+        with suppress(OSError):  # some network disks lock nothing
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(f"{folder}: another process streams into this folder") from None
+        yield
 
 
 def _check_limit(plan: StreamPlan) -> None:

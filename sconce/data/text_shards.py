@@ -18,6 +18,7 @@ from sconce.data.corpus import Corpus, Split, document_hash
 from sconce.data.kinds import was_text
 from sconce.data.progress import Progress, Say
 from sconce.data.reader import Part, Position, Reader
+from sconce.data.shards import SourceRecord
 from sconce.data.sources import Source
 from sconce.data.staging import locked, staged
 from sconce.data.text_writer import TextOptions, TextWriter
@@ -300,7 +301,7 @@ def _is_current(
             same
             and read_alike
             and all(_is_intact(folder / shard["path"], shard, verify) for shard in kept["shards"])
-            and all(_is_same(source, facts) for source, facts in zip(sources, kept["sources"], strict=True))
+            and all(SourceRecord(**facts).is_of(source) for source, facts in zip(sources, kept["sources"], strict=True))
         )
     except (OSError, KeyError, TypeError):
         return False
@@ -310,9 +311,3 @@ def _is_intact(path: Path, shard: Mapping[str, Any], verify: bool) -> bool:
     if verify:
         return sha256_file(path) == shard["sha256"]
     return path.stat().st_size == shard["bytes"] or path.suffix == ".gz"
-
-
-def _is_same(source: Source, facts: dict[str, Any]) -> bool:
-    if (source.name, source.size) != (facts["path"], facts["size"]):
-        return False
-    return source.mtime_ns == facts["mtime_ns"] or sha256_file(source.path) == facts["sha256"]

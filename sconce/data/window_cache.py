@@ -87,6 +87,7 @@ class WindowCache:
             new.rename(place)
             fsync_folder(place.parent)
         except OSError as error:
+            shutil.rmtree(new, ignore_errors=True)  # of no use, and a full disk has other uses for its room
             raise DataError(f"{place}: cannot be written: {error.strerror}") from error
         return writer.shards[0].bin_sha256 if writer.shards else ""
 

@@ -12,8 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sconce.data.corpus import document_hash
-from sconce.data.encode import Encoded
+from sconce.data.encode import Encoded, EncodedBatch
 from sconce.data.sources import DocumentRule, Source
 
 _BATCH_BYTES = 2**22  # of text that is tokenised at once, whatever the documents
@@ -66,7 +65,7 @@ class Batch:
 class Encode(Protocol):
     """Tokenises batches, in order: `data.encode.EncodingPool.map`."""
 
-    def __call__(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, tuple[Encoded, Encoded]]]: ...
+    def __call__(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, EncodedBatch]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +118,10 @@ class WriteHead:
         self._held_out, self._begins = [], False
         return Window(rows, tokens, _joined([one.ids for one in known], [one.size for one in known]), after)
 
-    def _take(self, batch: Batch, encoded: tuple[Encoded, Encoded]) -> None:
-        train, held_out = (iter(_split(part)) for part in encoded)
-        for document, at in zip(batch.documents, batch.places, strict=True):
-            if document_hash(document) > self._cut.threshold:
+    def _take(self, batch: Batch, encoded: EncodedBatch) -> None:
+        train, held_out = _split(encoded.train), _split(encoded.held_out)
+        for at, is_held_out in zip(batch.places, encoded.is_held_out, strict=True):
+            if not is_held_out:
                 ids, size = next(train)
                 skip = self._start.token if at.sample == self._start.sample else 0
                 place = Position(at.file, at.record, skip, at.sample)

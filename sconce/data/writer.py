@@ -23,6 +23,7 @@ class SplitWriter:
         self.shards: list[Shard] = []
         self._folder = folder
         self._split: Split = split
+        self._kind: Dtype = dtype
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._shard_tokens = shard_tokens
         self._open: _ShardFile | None = None
@@ -67,8 +68,8 @@ class SplitWriter:
         """Go on from a commit, dropping what was written after it. Raises DataError if its files are not there."""
         self.shards = [Shard(**shard) for shard in state["shards"]]
         for shard in self.shards:
-            for suffix, size in ((".bin", shard.tokens * self._dtype.itemsize), (".idx", shard.documents * 8)):
-                _check_size(self._folder / f"{shard.name}{suffix}", size, exact=True)
+            for file in shard.files(self._kind):
+                _check_size(self._folder / file.name, file.size, exact=True)
         if state["open"] is not None:
             stem = self._folder / f"{self._split}-{len(self.shards):05d}"
             self._open = _ShardFile(stem, state["open"], self._dtype.itemsize)

@@ -16,12 +16,12 @@ from typing import Any, Protocol, TypeVar, cast
 
 from sconce.errors import CheckpointError, ConfigError, SconceError
 from sconce.files import fsync_file, sha256_file
+from sconce.hub_faults import OFFLINE, connection_errors, may_pass, one_line, origin
 
 T = TypeVar("T")
 Content = Path | bytes  # what a file is to hold, or where that lies
 
 WAITS = (1.0, 2.0, 4.0)  # seconds before each other try; the library has more of its own for uploads and downloads
-_CLIENTS = ("httpx", "httpx2", "requests")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -44,10 +44,15 @@ class RemoteFile:
     git_sha1: str | None
     sha256: str | None
 
-    def holds(self, content: Content) -> bool:
-        """Whether it is this content, or that of the file at this path; never where the hub says no hash."""
+    def holds(self, content: Content, known_sha256: str | None = None) -> bool:
+        """Whether it is this content, or that of the file at this path; never where the hub says no hash.
+
+        `known_sha256` is the content's, where it need not be read again for it.
+        """
         if self.sha256 is not None:
-            found = sha256_file(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+            found = known_sha256 or (
+                sha256_file(content) if isinstance(content, Path) else hashlib.sha256(content).hexdigest()
+            )
             return found == self.sha256
         if self.git_sha1 is None:
             return False
@@ -84,9 +89,6 @@ class Hub:
         utils.logging.set_verbosity(logging.CRITICAL)  # its warnings hold addresses that are signed
         if not sys.stderr.isatty():
             utils.disable_progress_bars()
-        # What a connection that fails raises: httpx's errors or requests', whichever this version is built on.
-        kinds = self._errors.HfHubHTTPError.__mro__
-        self._transport = (*(kind for kind in kinds if kind.__module__.split(".")[0] in _CLIENTS), ConnectionError)
         self.api: Any = self.library.HfApi(library_name="sconce")
 
     @property
@@ -149,42 +151,29 @@ class Hub:
                     return call()
             except SconceError:
                 raise
-            except (OSError, ValueError, RuntimeError, *self._transport) as error:
-                if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            except (OSError, ValueError, RuntimeError, *connection_errors()) as error:
+                if (
+                    isinstance(error, OSError)
+                    and error.errno is not None
+                    and not isinstance(error, connection_errors())
+                ):
                     raise  # the disk's, not the hub's
-                if wait is None or not self._may_pass(error):
+                if wait is None or not may_pass(error):
                     raise self._explain(error) from None
                 time.sleep(wait)
         raise AssertionError("the last try returns or raises")
 
-    def _may_pass(self, error: BaseException) -> bool:
-        """Whether the same request may be answered a moment later."""
-        found = self._origin(error)
-        if isinstance(found, self._errors.HfHubHTTPError):
-            status = cast(_Answer, found).response.status_code
-            return status in (408, 429) or status >= 500
-        return isinstance(found, self._transport) and not isinstance(found, self._errors.OfflineModeIsEnabled)
-
-    def _origin(self, error: BaseException) -> BaseException:
-        """The hub's answer, or the connection's failure, where the library wraps it; else the error itself."""
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, self._transport) and not isinstance(cause, self._errors.LocalEntryNotFoundError):
-                return cause
-            cause = cause.__cause__
-        return error
-
     def _explain(self, error: BaseException) -> SconceError:
-        found = self._origin(error)
+        found = origin(error)
         if isinstance(found, self._errors.HfHubHTTPError):
-            return SconceError(self._redact(f"{self.repo}: {self._of_answer(cast(_Answer, found))}"))
+            return SconceError(one_line(f"{self.repo}: {self._of_answer(cast(_Answer, found))}"))
         if isinstance(found, self._errors.OfflineModeIsEnabled):
-            return SconceError("HF_HUB_OFFLINE is set, so the hub is not asked: unset it")
-        if isinstance(found, self._transport):
+            return SconceError(OFFLINE)
+        if isinstance(found, connection_errors()):
             return SconceError(
-                self._redact(f"{self.repo}: {self.api.endpoint} cannot be reached ({found}): check the network")
+                one_line(f"{self.repo}: {self.api.endpoint} cannot be reached ({found}): check the network")
             )
-        return SconceError(self._redact(f"{self.repo}: the hub's library gives up: {found}"))
+        return SconceError(one_line(f"{self.repo}: the hub's library gives up: {found}"))
 
     def _of_answer(self, error: _Answer) -> str:
         """What an error of the hub means, and what to do."""
@@ -206,12 +195,3 @@ class Hub:
         if status == 429 or status >= 500:
             return f"{status}: the hub does not answer as it should, also when asked again: try later{said}"
         return f"{status}: the hub refuses this{said or f': {error}'}"
-
-    def _redact(self, text: str) -> str:
-        """One line without the token, wherever the hub or the library may have put it."""
-        try:
-            token = self.library.get_token()
-        except Exception:  # noqa: BLE001 (it is asked for only to be taken out)
-            token = None
-        line = " ".join(text.split())
-        return line.replace(token, "<token>") if token else line

@@ -13,7 +13,7 @@ from sconce.checkpoint.record import MANIFEST, Checkpoint, read_manifest
 from sconce.checkpoint.stream import MODEL, MODEL_INDEX, RUN
 from sconce.config import RunConfig, config_from_resolved, dump_toml, to_json
 from sconce.config.read import read_table
-from sconce.data.discover import exists
+from sconce.data.corpus import is_reachable
 from sconce.errors import CheckpointError, DataError, SconceError
 from sconce.files import check_free, fsync_folder, new_folder, write_atomic, write_json
 from sconce.hub.connection import Hub, RemoteState
@@ -106,7 +106,7 @@ def _pull_checkpoint(job: PullJob, hub: Hub, state: RemoteState) -> Pulled:
         files=len(record.files),
         bytes=sum(file.bytes for file in record.files.values()),
         total_steps=config.scheduler.total_steps,
-        text_is_here=bool(config.data.train_shards) and all(exists(path) for path in paths),
+        text_is_here=bool(config.data.train_shards) and all(map(is_reachable, paths)),
     )
 
 

@@ -1,14 +1,17 @@
 """A checkpoint, its weights alone, or a tokenizer, to the Hugging Face hub: in one commit, or not at all."""
 
 import json
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sconce.checkpoint.evaluations import results_file, results_of
 from sconce.checkpoint.load import LoadedCheckpoint, check_hashes, open_checkpoint, open_model
 from sconce.checkpoint.record import MANIFEST
+from sconce.checkpoint.stream import RUN
+from sconce.config.read import flat
 from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.hub.connection import Content, Hub, RemoteState
 from sconce.hub.layout import (
@@ -20,9 +23,11 @@ from sconce.hub.layout import (
     TOKENIZER_FILES,
     goes_with_the_model,
 )
+from sconce.hub_address import is_hub
 from sconce.interop.hf import json_bytes, loads_in_transformers, spec_from_config, tokenizer_config
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.export import OURS
+from sconce.training.imported import TEXT_IS_ELSEWHERE
 from sconce.training.model_card import (
     README,
     CardOptions,
@@ -34,6 +39,7 @@ from sconce.training.model_card import (
 )
 
 MAIN = "main"
+_TEXTS = ("data.train_shards", "data.validation_shards")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +62,15 @@ class PushJob:
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """What the repository is to hold. `files` are contents, or where they lie, by name; `title` names the commit."""
+    """What the repository is to hold. `files` are contents, or where they lie, by name; `title` names the commit.
+
+    `sha256` are hashes of some of them, by name: those that were just compared.
+    """
 
     source: Path
     title: str
     files: Mapping[str, Content]
+    sha256: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -102,7 +112,8 @@ def pack(job: PushJob) -> Package:
         files[EVALUATIONS] = evaluations.read_bytes()
     files |= model_card(checkpoint, _card_options(job, checkpoint))
     what = "weights of step" if job.weights_only else "step"
-    return Package(checkpoint.path, f"{what} {checkpoint.record.step:,}", files)
+    known = {name: file.sha256 for name, file in checkpoint.record.files.items() if name in files}
+    return Package(checkpoint.path, f"{what} {checkpoint.record.step:,}", files, known)
 
 
 def push(job: PushJob, package: Package, hub: Hub) -> Pushed:
@@ -128,7 +139,11 @@ def _commit(job: PushJob, package: Package, hub: Hub, *, created: bool) -> Pushe
     """Look, and commit the difference to what was seen: done again after a fault, it never does anything twice."""
     state = hub.look_once(job.revision)
     there = state.files
-    sent = [name for name, content in package.files.items() if name not in there or not there[name].holds(content)]
+    sent = [
+        name
+        for name, content in package.files.items()
+        if name not in there or not there[name].holds(content, package.sha256.get(name))
+    ]
     removed = [] if job.tokenizer_only else [name for name in there if goes_with_the_model(name)]
     removed = [name for name in removed if name not in package.files]
     commit = state.commit
@@ -177,10 +192,17 @@ def _card_options(job: PushJob, checkpoint: LoadedCheckpoint) -> CardOptions:
         parts.append(
             "The optimizer's state is here too: the run goes on where it stood, on either backend, with the text that "
             f"it was trained on:\n\n```\nsconce train --config runs/{name}/training.toml --run-dir runs/{name} "
-            "--resume --override 'data.train_shards=[\"corpus.txt\"]'\n```"
+            f"--resume{_naming_text(checkpoint)}\n```"
         )
     library = "transformers" if in_transformers else "sconce"
     return CardOptions(name=name, usage="\n\n".join(parts), library=library, license=job.license)
+
+
+def _naming_text(checkpoint: LoadedCheckpoint) -> str:
+    """The option that names the run's text on another machine; none where all of it is on the hub."""
+    given = dict(flat(checkpoint.run_config)) if RUN in checkpoint.record.files else {}
+    paths = [path for key in _TEXTS for path in cast(list[str], given.get(key) or [])]
+    return "" if paths and all(map(is_hub, paths)) else f" --override {shlex.quote(TEXT_IS_ELSEWHERE)}"
 
 
 def _pack_tokenizer(job: PushJob) -> Package:

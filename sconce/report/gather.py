@@ -11,7 +11,7 @@ from sconce.checkpoint.listing import Listed, list_checkpoints
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.record import Checkpoint
 from sconce.config.read import flat, read_table
-from sconce.data.shards import Manifest, read_manifest
+from sconce.data.shards import MANIFEST, Manifest, read_manifest
 from sconce.errors import CheckpointError, ConfigError, DataError, SconceError
 from sconce.files import readable_size
 from sconce.hub_address import is_hub
@@ -170,7 +170,7 @@ def _data(folder: RunFolder, config: dict[str, object], notes: list[str]) -> Fac
         if texts
         else []
     )
-    if not (folder.root / "data" / "manifest.json").is_file():
+    if not (folder.root / "data" / MANIFEST).is_file():
         return facts  # made elsewhere, or not yet
     try:
         return facts + _shards(read_manifest(folder.root / "data"))

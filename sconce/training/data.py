@@ -16,8 +16,8 @@ from sconce.errors import ConfigError, DataError
 from sconce.log import log, phase
 from sconce.tokenizer.bpe import Tokenizer
 from sconce.training.recipe import train_order
-from sconce.training.stream import open_stream, stream_facts, stream_order
-from sconce.training.tokens import run_tokens
+from sconce.training.stream import CachedStream, open_stream, stream_facts, stream_order
+from sconce.training.tokens import run_tokens, shards_folder, shards_there
 
 Say = Callable[[str], None]
 
@@ -48,7 +48,8 @@ class RunData:
     def cursor(self, step: int) -> dict[str, Any]:
         """What a checkpoint after `step` updates says of the data, as JSON."""
         if self.streamed is None:
-            return {"fingerprint": self.fingerprint}
+            commits = self.tokens.manifest.commits
+            return {"fingerprint": self.fingerprint, **({"commits": commits} if commits else {})}
         one = self.streamed
         return {"fingerprint": self.fingerprint, "stream": stream_facts(one.stream, one.commits, self.order, step)}
 
@@ -86,6 +87,19 @@ class RunData:
         return self.tokens.validation.num_tokens
 
 
+def rows_and_order(
+    config: RunConfig, tokens: TokenData | CachedStream, say: Say | None = None
+) -> tuple[NumberedRows, Order]:
+    """The rows to train on, of all shards or of those windows that are here, and which of them each step has.
+
+    `say` hears of a packing plan that is made again. Raises DataError where there is not one row.
+    """
+    if isinstance(tokens, CachedStream):
+        return tokens.train, tokens.order
+    rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, bool(config.data.weights), say)
+    return rows, train_order(config, rows.sizes)
+
+
 def open_data(
     config: RunConfig, root: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint | None, say: Say
 ) -> RunData:
@@ -95,10 +109,9 @@ def open_data(
     with phase("token shards"):
         tokens = run_tokens(config, root, tokenizer, loaded, say)
     log.debug("token shards: %s, fingerprint %s", tokens.folder, tokens.fingerprint[:12])
-    seq_len, mixed = ramp(config).longest, bool(config.data.weights)
-    if mixed:
+    if config.data.weights:
         _check_sources(config, tokens)
-    rows = open_train_rows(tokens, seq_len, config.data.packing, mixed)
+    rows, order = rows_and_order(config, tokens)
     if tokens.validation.num_tokens < 2:
         raise DataError(
             "the text is a single document, so nothing can be held out: give more text, or name held-out files in "
@@ -107,11 +120,33 @@ def open_data(
     return RunData(
         fingerprint=tokens.fingerprint,
         rows=rows,
-        held_out=open_rows(tokens, "validation", seq_len, config.data.packing),
-        order=train_order(config, rows.sizes),
+        held_out=open_rows(tokens, "validation", ramp(config).longest, config.data.packing),
+        order=order,
         streamed=None,
         tokens=tokens,
     )
+
+
+def stored_data(
+    config: RunConfig,
+    root: Path,
+    tokenizer: Tokenizer,
+    loaded: LoadedCheckpoint | None,
+    *,
+    verify: bool,
+    advice: str,
+) -> TokenData | CachedStream:
+    """What the run in `root` trains on as far as it is here, for reading alone: nothing is made or fetched.
+
+    The shards' hashes are checked with `verify`. Raises DataError, with `advice`, when it is not of this run.
+    """
+    if config.data.streaming:
+        return CachedStream(config, root, tokenizer, loaded)
+    place = shards_folder(config, root, tokenizer)
+    tokens = shards_there(place, tokenizer, loaded, verify=verify)
+    if tokens is None:
+        raise DataError(f"{place}: not the token shards this run trains on: {advice}")
+    return tokens
 
 
 def _open_stream(

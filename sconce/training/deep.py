@@ -5,17 +5,16 @@ from pathlib import Path
 
 from sconce.backend import Hardware, load_backend
 from sconce.checkpoint.load import LoadedCheckpoint, load_folder
-from sconce.config import RunConfig, config_from_resolved, micro_batch_at, model_spec, ramp
+from sconce.config import RunConfig, config_from_resolved, micro_batch_at, model_spec
 from sconce.data.order import Order
-from sconce.data.rows import NumberedRows, open_train_rows
+from sconce.data.rows import NumberedRows
 from sconce.data.shards import TokenData, open_tokens
-from sconce.errors import DataError
 from sconce.optim import OptimSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
 from sconce.training.certificate import Witness, check_certificate
-from sconce.training.recipe import make_compute, train_order
-from sconce.training.stream import CachedStream
-from sconce.training.tokens import Say, shards_folder, shards_there
+from sconce.training.data import rows_and_order, stored_data
+from sconce.training.recipe import make_compute
+from sconce.training.tokens import Say
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class DeepVerifier:
     def __init__(self, hardware: Hardware, say: Say | None = None) -> None:
         """`say` hears of a packing plan that is made again. Raises BackendError when the backend is not here."""
         self._backend, self._say = load_backend(hardware), say
-        self._tokens: dict[Path, TokenData] = {}
+        self._verified: set[Path] = set()
 
     def check(self, folder: Path) -> DeepResult:
         """Load the model of the checkpoint in `folder` and let it meet its certificate.
@@ -67,18 +66,9 @@ class DeepVerifier:
     def _open_rows(
         self, config: RunConfig, tokenizer: Tokenizer, loaded: LoadedCheckpoint
     ) -> tuple[NumberedRows, Order]:
-        root = loaded.path.resolve().parent.parent
-        if config.data.streaming:
-            cached = CachedStream(config, root, tokenizer, loaded)
-            return cached.train, cached.order
-        tokens = self._open_tokens(shards_folder(config, root, tokenizer), tokenizer, loaded)
-        mixed = bool(config.data.weights)
-        rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, self._say)
-        return rows, train_order(config, rows.sizes)
-
-    def _open_tokens(self, place: Path, tokenizer: Tokenizer, loaded: LoadedCheckpoint) -> TokenData:
-        if shards_there(place, tokenizer, loaded, verify=False) is None:
-            raise DataError(f"{place}: not the token shards of this checkpoint's run, which its certificate is about")
-        if place not in self._tokens:
-            self._tokens[place] = open_tokens(place)
-        return self._tokens[place]
+        root, advice = loaded.path.resolve().parent.parent, "the checkpoint's certificate is about those"
+        data = stored_data(config, root, tokenizer, loaded, verify=False, advice=advice)
+        if isinstance(data, TokenData) and data.folder not in self._verified:
+            open_tokens(data.folder)
+            self._verified.add(data.folder)
+        return rows_and_order(config, data, self._say)

@@ -1,5 +1,7 @@
 """`sconce train` as one call."""
 
+from contextlib import ExitStack
+
 from sconce.backend import Hardware
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.config import RunConfig, differences, micro_batch_at, to_json
@@ -46,6 +48,15 @@ def start(
 ) -> Run:
     """Everything of `train_config` before the first update, in a folder that is locked."""
     run = open_run(config, folder, hardware=hardware, resume=resume, reporter=reporter)
+    with ExitStack() as stack:
+        stack.callback(run.close)  # unless it comes to train
+        _begin(run, reporter, certificate)
+        stack.pop_all()
+    return run
+
+
+def _begin(run: Run, reporter: Reporter, certificate: bool) -> None:
+    """Check that the run is the one that was saved, say what is left to say, and write its config down."""
     if run.resumed_from is not None:
         reporter.say(_describe_resume(run, run.resumed_from))
         unchecked = "not checked; nothing shows that this is the run that was saved"
@@ -53,13 +64,12 @@ def start(
         reporter.say(f"certificate: {found}")
     if (chunk := make_compute(run.config, run.spec).loss_chunk) is not None:
         reporter.say(f"loss: logits of {chunk:,} tokens at a time")
-    compiled = config.runtime.compile
+    compiled = run.config.runtime.compile
     if compiled or (compiled is None and run.backend.device().kind != "cpu"):
         shapes = {(stage.seq_len, micro_batch_at(run.config, stage.first_step)) for stage in run.order.ramp.stages}
         each = " of each stage" if len(shapes) > 1 else ""
         reporter.say(f"compiling at the first update{each}, which takes longer; runtime.compile = false does without")
-    write_json(folder.config, to_json(run.config))
-    return run
+    write_json(run.folder.config, to_json(run.config))
 
 
 def _describe_resume(run: Run, loaded: LoadedCheckpoint) -> str:

@@ -16,7 +16,7 @@ from sconce.config import RunConfig, micro_batch_at, micro_batch_size, precision
 from sconce.data.batches import Batch, chain_rows, regroup, rows_sha256
 from sconce.data.prefetch import Prefetcher
 from sconce.data.rows import read_in_parts
-from sconce.errors import ConfigError, DataError, OutOfMemoryError, TrainingError
+from sconce.errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, TrainingError
 from sconce.files import write_atomic
 from sconce.flops import count_flops
 from sconce.generation.generate import generate
@@ -281,7 +281,7 @@ class _Trainer:
 
     def explain_data(self, error: DataError) -> str:
         """Save what was trained; what is wrong with the data, and where the run stands."""
-        with suppress(OutOfMemoryError, DataError):  # what was saved before stays
+        with suppress(OutOfMemoryError, DataError, CheckpointError):  # what was saved before stays
             self.save_if_new()
         if not self.saved_step:
             return f"{error}; nothing was saved yet"

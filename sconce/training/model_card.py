@@ -80,7 +80,7 @@ def model_card(checkpoint: LoadedCheckpoint, options: CardOptions) -> dict[str, 
 
 
 def _front_matter(checkpoint: LoadedCheckpoint, options: CardOptions) -> str:
-    datasets = sorted({parse_address(address).repo for address in _commits(checkpoint)})
+    datasets = sorted({parse_address(address).repo for address in checkpoint.record.commits})
     listed = ["datasets:", *(f"- {name}" for name in datasets)] if datasets else []
     return front_matter(options.library, options.license, "pipeline_tag: text-generation", *listed)
 
@@ -105,11 +105,6 @@ def front_matter(library: str, license_: str | None, *others: str) -> str:
         "---",
     ]
     return "\n".join(lines)
-
-
-def _commits(checkpoint: LoadedCheckpoint) -> Mapping[str, str]:
-    """The data sets of the hub that a stream was of, each with its commit."""
-    return checkpoint.record.stream.get("commits", {})
 
 
 def _summary(checkpoint: LoadedCheckpoint) -> str:
@@ -147,7 +142,7 @@ def _training(checkpoint: LoadedCheckpoint) -> Iterator[Row]:
             yield key, str(value).lower() if isinstance(value, bool) else value
     if record.best is not None:
         yield "best held-out loss", f"{record.best[1]:.4f} nats a token, at step {record.best[0]:,}"
-    for address, commit in _commits(checkpoint).items():
+    for address, commit in record.commits.items():
         yield "data set", f"{address} at commit {commit}"
     yield "data fingerprint", record.cursor.get("fingerprint") or "unknown"
     yield "tokenizer sha256", record.tokenizer_sha256

@@ -50,6 +50,11 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint, or what is left of one: its tokenizer and tokens are settled then."""
+        return any(self.checkpoints.glob("*step-*"))
+
+    @property
     def config(self) -> Path:
         """The resolved config that the run was last opened with."""
         return self.root / "run.json"

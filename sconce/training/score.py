@@ -15,8 +15,8 @@ from sconce.errors import ConfigError, DataError
 from sconce.generation.model import TextModel
 from sconce.generation.score import HeldTokens, Score, Tokens, Windows, score_tokens
 from sconce.tokenizer.bpe import Tokenizer
+from sconce.training.data import stored_data
 from sconce.training.stream import CachedStream
-from sconce.training.tokens import shards_folder, shards_there
 
 HELD_OUT = "held-out"
 
@@ -101,14 +101,9 @@ def _held_out(model: TextModel) -> Iterator[tuple[str, Tokens]]:
     if "run.json" not in loaded.record.files:
         raise DataError(f"{model.path}: no run's config in it, so no held-out text is known: name text with --text")
     config = config_from_resolved(loaded.run_config, str(model.path / "run.json"))
-    if config.data.streaming:
-        cached = CachedStream(config, model.path.resolve().parent.parent, model.tokenizer, loaded)
-        yield HELD_OUT, cached.held_out().validation
-        return
-    place = shards_folder(config, model.path.resolve().parent.parent, model.tokenizer)
-    tokens = shards_there(place, model.tokenizer, loaded, verify=True)
-    if tokens is None:
-        raise DataError(f"{place}: not the token shards of this checkpoint's run: name text with --text")
+    root = model.path.resolve().parent.parent
+    stored = stored_data(config, root, model.tokenizer, loaded, verify=True, advice="name text with --text")
+    tokens = stored.held_out() if isinstance(stored, CachedStream) else stored
     paths = tokens.manifest.validation_paths or tokens.manifest.paths
     counts = tokens.manifest.held_out_tokens
     if sum(count > 1 for count in counts) < 2:

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 from sconce.checkpoint.load import LoadedCheckpoint, newest_intact
-from sconce.config import RunConfig, config_from_resolved, ramp
+from sconce.config import RunConfig, config_from_resolved
 from sconce.config.read import read_table
 from sconce.data.prepare import is_current
-from sconce.data.rows import open_train_rows
 from sconce.data.shards import TokenData
 from sconce.data.show import StepReader
 from sconce.errors import CheckpointError, ConfigError, DataError
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
-from sconce.training.recipe import make_schedule, train_order
+from sconce.training.data import rows_and_order, stored_data
+from sconce.training.recipe import make_schedule
 from sconce.training.run import RunFolder, check_same_run
 from sconce.training.stream import CachedStream, stream_folder
 from sconce.training.tokens import (
@@ -32,16 +32,9 @@ def reader_of_run(folder: RunFolder, say: Say | None = None) -> StepReader:
     Raises CheckpointError when it is no run's folder, DataError when its shards or tokenizer are gone.
     """
     config, tokenizer, loaded = _open_folder(folder)
-    if config.data.streaming:
-        return _reader(config, tokenizer, CachedStream(config, folder.root, tokenizer, loaded), loaded, say)
-    place = shards_folder(config, folder.root, tokenizer)
-    tokens = shards_there(place, tokenizer, loaded, verify=False)
-    if tokens is None:
-        raise DataError(
-            f"{place}: not the token shards this run trains on: give its config file instead, which makes them of "
-            "the text"
-        )
-    return _reader(config, tokenizer, tokens, loaded, say)
+    advice = "give its config file instead, which makes them of the text"
+    data = stored_data(config, folder.root, tokenizer, loaded, verify=False, advice=advice)
+    return _reader(config, tokenizer, data, loaded, say)
 
 
 def shards_of_run(folder: RunFolder) -> tuple[Path, Tokenizer]:
@@ -95,7 +88,7 @@ def reader_of_config(config: RunConfig, folder: RunFolder, say: Say | None = Non
         check_same_run(config, tokenizer, loaded)
     if config.data.streaming:
         return _reader(config, tokenizer, CachedStream(config, folder.root, tokenizer, loaded), loaded, say)
-    corpus, place = corpus_of(config), shards_folder(config, folder.root, tokenizer)
+    corpus, place = corpus_of(config, loaded), shards_folder(config, folder.root, tokenizer)
     tokens = shards_there(place, tokenizer, loaded, verify=False)
     if tokens is None or (loaded is None and not is_current(corpus, tokenizer, place)):
         tokens = rebuild_tokens(corpus, tokenizer, place, loaded, say=lambda _: None)
@@ -117,20 +110,13 @@ def _reader(
     loaded: LoadedCheckpoint | None,
     say: Say | None,
 ) -> StepReader:
-    sources: list[str] = []
-    if isinstance(tokens, CachedStream):
-        rows, order = tokens.train, tokens.order
-    else:
-        mixed = bool(config.data.weights)
-        rows = open_train_rows(tokens, ramp(config).longest, config.data.packing, mixed, say)
-        order = train_order(config, rows.sizes)
-        sources = tokens.manifest.paths if mixed else []
+    rows, order = rows_and_order(config, tokens, say)
     return StepReader(
         data=tokens,
         tokenizer=tokenizer,
         rows=rows,
         order=order,
-        sources=sources,
+        sources=tokens.manifest.paths if isinstance(tokens, TokenData) and config.data.weights else (),
         total_steps=make_schedule(config, order).total_steps,
         imported_steps=0 if loaded is None else loaded.record.imported_steps,
     )

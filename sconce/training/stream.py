@@ -12,13 +12,13 @@ from sconce.data.encode import Engine, usable_cores
 from sconce.data.hub import resolve
 from sconce.data.journal import Journal
 from sconce.data.order import Order, Streamed
-from sconce.data.shards import FORMAT, Dtype, Manifest, TokenData, TokenStore
+from sconce.data.shards import FORMAT, Manifest, TokenData, TokenStore, dtype_for
 from sconce.data.sources import Source, list_sources
 from sconce.data.stream import Stream, StreamPlan, StreamRows
 from sconce.data.window_cache import WindowCache
 from sconce.data.windows import Cut
 from sconce.errors import CheckpointError, DataError
-from sconce.hub_address import parse_address, spelled
+from sconce.hub_address import parse_address, pinned, spelled
 from sconce.tokenizer.bpe import Tokenizer
 from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
 from sconce.training.tokens import corpus_of
@@ -37,15 +37,14 @@ def open_stream(
     Raises CheckpointError when it is not what the checkpoint's run was trained on, DataError when it cannot be read.
     """
     known = _known(loaded)
-    commits: dict[str, str] = dict(known.get("commits", {}))
+    commits: dict[str, str] = dict({} if loaded is None else loaded.record.commits)
     sources: list[Source] = []
     data, stages = config.data, ramp(config)
     for path in data.train_shards:
         address = parse_address(path)
-        commit = commits.setdefault(str(address), "") or resolve(address)
-        commits[str(address)] = commit
-        say(f"stream: {address} at commit {commit}")
-        sources += list_sources([Path(str(address.at(commit)))], data.text_field, data.on_error)
+        commits[str(address)] = commits.get(str(address)) or resolve(address)
+        say(f"stream: {address} at commit {commits[str(address)]}")
+        sources += list_sources([pinned(path, commits)], data.text_field, data.on_error)
     cut = Cut(
         sources=sources,
         rule=data.document,
@@ -176,12 +175,11 @@ def _ranges(windows: list[int]) -> str:
 
 
 def _template(config: RunConfig, tokenizer: Tokenizer, threshold: int) -> Manifest:
-    dtype: Dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
     data = config.data
     return Manifest(
         format=FORMAT,
         tokenizer_sha256=tokenizer.sha256,
-        dtype=dtype,
+        dtype=dtype_for(tokenizer.vocab_size),
         vocab_size=tokenizer.vocab_size,
         eos_id=tokenizer.eos_id,
         rule=data.document,

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sconce.checkpoint.load import LoadedCheckpoint
@@ -35,12 +36,14 @@ def run_tokens(
 
     Raises CheckpointError when the text is no longer that of the checkpoint's run, DataError when it cannot be used.
     """
-    corpus, place = corpus_of(config), shards_folder(config, folder, tokenizer)
+    corpus, place = corpus_of(config, loaded), shards_folder(config, folder, tokenizer)
     tokens = None if loaded is None else shards_there(place, tokenizer, loaded, verify=True)
     if tokens is None:
         tokens = rebuild_tokens(corpus, tokenizer, place, loaded, say=say, workers=workers)
     elif not is_current(corpus, tokenizer, place):
         say("note: the text has changed since this run began; the run goes on with the tokens it began with")
+    for address, commit in tokens.manifest.commits.items():
+        say(f"data: {address} at commit {commit}")
     say(
         f"data: {tokens.train.num_tokens:,} training and {tokens.validation.num_tokens:,} held-out tokens, "
         f"from {tokens.train.utf8_bytes + tokens.validation.utf8_bytes:,} bytes of text"
@@ -87,29 +90,26 @@ def build_tokens(
     shard_tokens: int | None = None,
 ) -> TokenData:
     """`prepare`, on all cores unless `workers` says otherwise, by the fastest encoder there is, with progress said."""
-    if is_current(corpus, tokenizer, place):
-        engine = Engine()
-    else:
-        for source in (*corpus.sources(), *corpus.validation_sources()):
-            log.debug("text: %s, %d bytes", source.path, source.size)
-        engine = _engine(corpus, tokenizer, workers or usable_cores(), say)
     sizes = {} if shard_tokens is None else {"shard_tokens": shard_tokens}
+    engine = partial(_engine, corpus, tokenizer, workers or usable_cores(), say)
     announce = Announcer(say, time.monotonic)
     return prepare(corpus, tokenizer, place, engine=engine, progress=announce, say=say, **sizes)
 
 
 def _engine(corpus: Corpus, tokenizer: Tokenizer, workers: int, say: Say) -> Engine:
+    sources = [*corpus.sources(), *corpus.validation_sources()]
+    for source in sources:
+        log.debug("text: %s, %d bytes", source.path, source.size)
     try:
         return Engine(workers, fast_encoder(tokenizer))
     except FastUnavailableError as reason:
-        size = sum(source.size for source in (*corpus.sources(), *corpus.validation_sources()))
-        if size >= _SLOW_BYTES:
+        if sum(source.size for source in sources) >= _SLOW_BYTES:
             say(f"note: tokenising with tokenizers, tens of times slower than with fastokens: {reason}")
         return Engine(workers)
 
 
-def corpus_of(config: RunConfig) -> Corpus:
-    """The text that a config names, and how it falls into documents."""
+def corpus_of(config: RunConfig, loaded: LoadedCheckpoint | None = None) -> Corpus:
+    """The text that a config names, and how it falls into documents; data sets as the checkpoint's run read them."""
     data = config.data
     return Corpus(
         paths=data.train_shards,
@@ -118,6 +118,7 @@ def corpus_of(config: RunConfig) -> Corpus:
         validation_fraction=data.validation_fraction,
         text_field=data.text_field,
         on_error=data.on_error,
+        commits={} if loaded is None else loaded.record.commits,
     )
 
 

@@ -12,6 +12,7 @@ from model_hub import TOKEN, model_hub
 from small_run import write_run
 
 from sconce.checkpoint.evaluations import keep_results
+from sconce.files import sha256_file
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
 REPO = "me/small"
@@ -163,6 +164,29 @@ def test_what_has_not_changed_is_not_sent_again(hub, trained):
     assert "evaluations.json" not in head(hub).files  # it was of step 20
     done("pull", REPO, "--out", "old", "--revision", hub.repos[REPO].branches["main"][1].oid)
     done("pull", REPO, "--out", "new")
+
+
+def test_what_the_manifest_knows_is_not_hashed_again(hub, trained, monkeypatch):
+    push = ("push", trained / "checkpoints/step-00000020", "--repo", REPO)
+    done(*push)
+    hashed = []
+    monkeypatch.setattr("sconce.hub.connection.sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    assert "nothing to send" in done(*push)
+    assert hashed == []
+
+
+def test_text_that_is_on_the_hub_need_not_be_named_elsewhere(hub, trained, tmp_path):
+    checkpoint = shutil.copytree(trained / "checkpoints/step-00000020", tmp_path / "there/checkpoints/step-00000020")
+    config = json.loads((checkpoint / "run.json").read_text())
+    config["data"]["train_shards"] = ["hf://org/toy"]
+    (checkpoint / "run.json").write_text(json.dumps(config))
+    sign(checkpoint)
+    done("push", checkpoint, "--repo", REPO)
+    assert "--resume\n```" in head(hub).files["README.md"].decode()
+    assert "data.train_shards" not in done("pull", REPO, "--out", "run")
+    done("push", trained / "checkpoints/step-00000020", "--repo", "me/local")
+    command = """--resume --override 'data.train_shards=["corpus.txt"]'\n```"""
+    assert command in head(hub, "me/local").files["README.md"].decode()
 
 
 def test_weights_alone_take_the_place_of_all_and_come_by_import(hub, trained, tmp_path):

@@ -281,7 +281,7 @@ def test_verify_deep_without_the_tokens_says_so(place):
     shutil.rmtree(place / "run" / "data")
     done = sconce("checkpoint", "verify", place / "run" / "checkpoints" / STEP, "--deep", "--backend", "cpu")
     assert done.returncode == 2
-    assert "not the token shards of this checkpoint's run" in done.stderr
+    assert "not the token shards this run trains on" in done.stderr
 
 
 def test_a_refused_resume_leaves_the_shards_as_they_were(place):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from pydoc_data import topics
 
 import numpy as np
@@ -77,7 +78,7 @@ def build(corpus, folder, tokenizer=None, **options):
 def test_any_number_of_threads_gives_the_same_bytes(corpus, tmp_path):
     build(corpus, tmp_path / "one")
     for workers, fast in ((2, None), (3, FastBytes())):
-        build(corpus, tmp_path / str(workers), engine=Engine(workers, fast))
+        build(corpus, tmp_path / str(workers), engine=partial(Engine, workers, fast))
         assert content(tmp_path / "one") == content(tmp_path / str(workers))
     assert len(content(tmp_path / "one")) > 20
 
@@ -95,10 +96,10 @@ class Failing(Bytes):
 def test_a_thread_that_fails_ends_the_build_which_can_be_gone_on_from(corpus, tmp_path):
     before = threading.active_count()
     with pytest.raises(MemoryError, match="at line 300"):
-        build(corpus, tmp_path / "tokens", Failing(), engine=Engine(2))
+        build(corpus, tmp_path / "tokens", Failing(), engine=partial(Engine, 2))
     assert threading.active_count() == before
     said = []
-    build(corpus, tmp_path / "tokens", Bytes(), engine=Engine(2), say=said.append)
+    build(corpus, tmp_path / "tokens", Bytes(), engine=partial(Engine, 2), say=said.append)
     assert "going on" in said[0]
     build(corpus, tmp_path / "whole")
     assert content(tmp_path / "tokens") == content(tmp_path / "whole")
@@ -176,7 +177,7 @@ def test_a_fast_encoder_that_differs_is_left_with_one_line(corpus, tmp_path):
     for workers in (1, 2):
         said = []
         folder = tmp_path / f"tokens-{workers}"
-        data = build(corpus, folder, engine=Engine(workers, FastBytes(wrong=True)), say=said.append)
+        data = build(corpus, folder, engine=partial(Engine, workers, FastBytes(wrong=True)), say=said.append)
         assert said == ["note: quick 1.0 gives other ids than tokenizers: beginning again without it"]
         build(corpus, tmp_path / "plain")
         assert data.fingerprint == open_tokens(tmp_path / "plain").fingerprint
@@ -219,7 +220,7 @@ def test_fastokens_gives_the_same_ids(tmp_path):
     (tmp_path / "text.txt").write_text(text)
     corpus = Corpus(paths=(tmp_path / "text.txt",))
     said = []
-    data = prepare(corpus, tokenizer, tmp_path / "fast", engine=Engine(1, fast), say=said.append)
+    data = prepare(corpus, tokenizer, tmp_path / "fast", engine=partial(Engine, 1, fast), say=said.append)
     assert said == []
     assert data.fingerprint == prepare(corpus, tokenizer, tmp_path / "plain").fingerprint
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def data(tmp_path, monkeypatch):
             lines = [f"{name}{part} " + "x" * (number % 23) for number in range(100)]
             (folder / f"{part}.txt").write_text("\n".join(lines))
     corpus = Corpus(paths=(tmp_path / "a", tmp_path / "b" / "*.txt"), rule="line", validation_fraction=0.2)
-    return prepare(corpus, Bytes(), tmp_path / "tokens", shard_tokens=900, engine=Engine(1))
+    return prepare(corpus, Bytes(), tmp_path / "tokens", shard_tokens=900, engine=partial(Engine, 1))
 
 
 @pytest.mark.parametrize("packing", ["concat", "bestfit"])
@@ -140,7 +141,7 @@ def test_held_out_tokens_are_counted_by_path(data, tmp_path):
     assert (first.count(b"b"), second.count(b"a")) == (0, 0)
     assert first.count(b"a") > 20 < second.count(b"b")
     paths = {"paths": (tmp_path / "a",), "validation_paths": (tmp_path / "b", tmp_path / "a" / "0.txt")}
-    own = prepare(Corpus(**paths, rule="line"), Bytes(), tmp_path / "own", engine=Engine(1))
+    own = prepare(Corpus(**paths, rule="line"), Bytes(), tmp_path / "own", engine=partial(Engine, 1))
     first, second = held_out_bytes(own)
     assert (first.count(b"b"), second.count(b"a0")) == (300, 100)
     assert (first.count(b"a"), second.count(b"b")) == (0, 0)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sconce.data import sources
-from sconce.data.corpus import Corpus, document_hash, split_documents, split_threshold, train_documents
+from sconce.data.corpus import Corpus, document_hash, train_documents
+from sconce.data.prepare import prepare
 from sconce.data.sources import list_sources
 from sconce.errors import DataError
 
@@ -144,20 +145,30 @@ def test_folders(tmp_path):
         list_sources([tmp_path / "absent"])
 
 
-def split_of(corpus):
-    train = list_sources(corpus.paths)
-    held = list_sources(corpus.validation_paths)
-    threshold = -1 if held else split_threshold(corpus, train)
-    both = {"train": [], "validation": []}
-    for split, document in split_documents(corpus, train, held, threshold):
-        both[split].append(document.decode())
-    return both
+class Bytes:
+    sha256, vocab_size, eos_id = "bytes", 257, 256
+
+    def encode_batch(self, texts):
+        return [list(text.encode()) for text in texts]
+
+
+def split_of(corpus, tmp_path):
+    """The documents of both splits, read back from token shards."""
+    tokens = prepare(corpus, Bytes(), tmp_path / "tokens")
+    both = {"train": tokens.train, "validation": tokens.validation}
+    return {name: list(documents_in(store)) for name, store in both.items()}
+
+
+def documents_in(store):
+    if store.num_tokens:
+        for span in store.documents(0, store.num_tokens):
+            yield bytes(store.read(span.start, span.end - span.start - 1).tolist()).decode()
 
 
 def test_split_depends_on_each_text_alone(tmp_path):
     lines = [f"line {number}" for number in range(2000)]
     corpus = Corpus(paths=(write(tmp_path, "\n".join(lines)),), rule="line", validation_fraction=0.1)
-    both = split_of(corpus)
+    both = split_of(corpus, tmp_path)
 
     def held(line):
         return int.from_bytes(hashlib.blake2b(line.encode(), digest_size=8).digest(), "big") <= int(0.1 * 2**64)
@@ -166,20 +177,20 @@ def test_split_depends_on_each_text_alone(tmp_path):
     assert both["train"] == [line for line in lines if not held(line)] == list(train_documents(corpus))
     assert 150 < len(both["validation"]) < 250
     reversed_corpus = Corpus(paths=(write(tmp_path, "\n".join(lines[::-1])),), rule="line", validation_fraction=0.1)
-    assert split_of(reversed_corpus)["validation"] == both["validation"][::-1]
+    assert split_of(reversed_corpus, tmp_path)["validation"] == both["validation"][::-1]
 
 
 @pytest.mark.parametrize("fraction", [1e-9, 0.999999999])
 def test_neither_split_is_empty(tmp_path, fraction):
     corpus = Corpus(paths=(write(tmp_path, "one\ntwo\nthree"),), rule="line", validation_fraction=fraction)
-    both = split_of(corpus)
+    both = split_of(corpus, tmp_path)
     assert both["validation"] == [min(["one", "two", "three"], key=lambda text: document_hash(text.encode()))]
     assert len(both["train"]) == 2
 
 
 def test_a_single_text_is_for_training(tmp_path):
     corpus = Corpus(paths=(write(tmp_path, "one\none"),), rule="line", validation_fraction=0.999999)
-    assert split_of(corpus) == {"train": ["one", "one"], "validation": []}
+    assert split_of(corpus, tmp_path) == {"train": ["one", "one"], "validation": []}
 
 
 def test_validation_files_of_their_own(tmp_path):
@@ -189,5 +200,5 @@ def test_validation_files_of_their_own(tmp_path):
         rule="line",
         validation_fraction=0.9,
     )
-    assert split_of(corpus) == {"train": ["one", "two"], "validation": ["three", "four"]}
+    assert split_of(corpus, tmp_path) == {"train": ["one", "two"], "validation": ["three", "four"]}
     assert list(train_documents(corpus, max_bytes=1)) == ["one"]

@@ -1,16 +1,19 @@
 """Streams: windows made behind training's back hold the rows that a count by hand gives, whatever happens meanwhile."""
 
+import errno
 import hashlib
 import os
 import random
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hub import Faults, serving, write_toy
 
+from sconce.data import journal as journal_module
 from sconce.data import stream as stream_module
 from sconce.data import windows as windows_module
 from sconce.data.encode import ALONE, DocumentEncoder, Engine
@@ -374,3 +377,31 @@ def test_a_hub_that_comes_back_before_anybody_waits_for_it_is_no_end(toy, tmp_pa
         hub.faults.down = False
         ids, rows = read_step(stream, 30)
     assert rows == [rows_of(texts)[row] for row in ids]
+
+
+def test_a_stream_that_cannot_begin_gives_its_folder_back(toy, tmp_path):
+    (tmp_path / "stream/journal.jsonl").mkdir(parents=True)
+    with pytest.raises(OSError, match=r"journal\.jsonl"):
+        open_stream(tmp_path / "stream")
+    (tmp_path / "stream/journal.jsonl").rmdir()
+    with open_stream(tmp_path / "stream") as stream:
+        assert read_step(stream, 0)
+
+
+def test_a_journal_that_cannot_be_written_is_one_line_and_its_window_is_known_again(toy, tmp_path, monkeypatch):
+    """The journal's line is the last that is written of a window: a window without one is not lost."""
+    with open_stream(tmp_path / "whole") as stream:
+        whole = [read_step(stream, step) for step in range(12)]
+    fsync = journal_module.fsync_file
+
+    def fsync_until_full(fd):
+        if len((tmp_path / "stream/journal.jsonl").read_text().splitlines()) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(fd)
+
+    with monkeypatch.context() as patch, open_stream(tmp_path / "stream") as stream:
+        patch.setattr(journal_module, "fsync_file", fsync_until_full)
+        with pytest.raises(DataError, match=r"journal\.jsonl: cannot be written: No space left on device"):
+            list(map(partial(read_step, stream), range(12)))
+    with open_stream(tmp_path / "stream") as stream:
+        assert [read_step(stream, step) for step in range(12)] == whole
