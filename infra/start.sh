@@ -22,6 +22,9 @@ case $when_done in
     ;;
 esac
 
+# RunPod puts its secret hf_token here. Where there is none, what is left of the reference is no token.
+case ${HF_TOKEN:-} in *RUNPOD_SECRET*) unset HF_TOKEN ;; esac
+
 # A stopped pod shows its log no more: keep one beside the runs.
 runs=${ORCHESTRATE_RUNS_ROOT:-/workspace/runs}
 if mkdir -p "$runs" 2>/dev/null && [ -w "$runs" ]; then

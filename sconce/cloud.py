@@ -25,7 +25,7 @@ from sconce.data.kinds import kind_of
 from sconce.data.progress import Announcer
 from sconce.data.shards import dtype_for
 from sconce.data.sources import list_sources
-from sconce.data.text_shards import Existing, are_shards_of, has_text_shards, shard_text
+from sconce.data.text_shards import are_shards_of, has_text_shards, shard_text
 from sconce.data.text_writer import TextOptions
 from sconce.errors import BackendError, ConfigError, DataError
 from sconce.files import readable_size
@@ -98,13 +98,14 @@ def find_places(name: str, environment: Mapping[str, str] = os.environ) -> Place
 def set_up_hub(hub: Path, environment: MutableMapping[str, str] = os.environ) -> None:
     """Let the libraries of the Hugging Face hub keep what they fetch in `hub`; to be called before they are imported.
 
+    Writes nothing, and leaves it to them to make the folders.
+
     A token that the user logged in with stays where it is, off the volume. One in HF_TOKEN also serves those that
     know it as HUGGINGFACEHUB_API_TOKEN.
     """
     before = Path(environment.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     environment.setdefault("HF_TOKEN_PATH", str(before / "token"))
     for variable, folder in (("HF_HOME", hub), ("HF_DATASETS_CACHE", hub / "datasets"), ("HF_HUB_CACHE", hub / "hub")):
-        folder.mkdir(parents=True, exist_ok=True)
         environment[variable] = str(folder)
     if environment.get("HF_TOKEN"):
         environment.setdefault("HUGGINGFACEHUB_API_TOKEN", environment["HF_TOKEN"])
@@ -116,12 +117,10 @@ def orchestrate_cloud(job: CloudJob, *, hardware: Hardware, reporter: Reporter) 
     Raises what `check_job` and `orchestrate_local` raise, and DataError when the text is not what it was.
     """
     places = find_places(job.name)
-    if is_streamed(job.local) or any(map(is_hub, (*job.local.inputs, *job.local.validation))):
-        set_up_hub(places.hub)  # checking the job already reads there
+    set_up_hub(places.hub)
     config = resolve_job(as_local(job, places), places.run)
     for line in _check(job, config, places, hardware):
         reporter.say(line)
-    set_up_hub(places.hub)
     with places.run.locked():
         local = _place_text(job, config, places, reporter.say)
         return run_job(local, places.run, hardware=hardware, reporter=reporter)
@@ -143,7 +142,8 @@ def _check(job: CloudJob, config: RunConfig, places: Places, hardware: Hardware)
         device = backend.device()
     if hardware == "auto" and device.kind == "cpu":
         raise BackendError(
-            "no GPU here that PyTorch can use: see `nvidia-smi` and `sconce doctor`; --backend cpu trains without one"
+            "no GPU here that PyTorch can use: see `sconce doctor`, and whether the driver that `nvidia-smi` names is "
+            "as new as PyTorch's CUDA; --backend cpu trains without one"
         )
     plan = _plan(config, local, places, backend)
     where = ", ".join(f"{name.removeprefix('runpod_')} {value}" for name, value in pod_facts().items())
@@ -169,13 +169,25 @@ def as_local(job: CloudJob, places: Places) -> LocalJob:
     local, begun = job.local, places.run.has_begun
     if is_streamed(local):
         return replace(_settled(local, places, local.inputs, local.validation), shards=local.shards)
-    placed = (places.train,) if _holds_text(places.train) else ()
-    held_out = (places.validation,) if _holds_text(places.validation) else ()
-    if not (local.inputs or placed or begun):
+    inputs = _text_of(local.inputs, places.train, begun)
+    if not (inputs or begun):
         raise DataError(f"{places.train}: no text there: give --input FILE_OR_FOLDER, or put text there")
-    return _settled(
-        local, places, placed or (() if begun else local.inputs), held_out or (() if begun else local.validation)
-    )
+    return _settled(local, places, inputs, _text_of(local.validation, places.validation, begun))
+
+
+def _text_of(typed: tuple[Path, ...], folder: Path, begun: bool) -> tuple[Path, ...]:
+    """Where that text is: on the volume as typed, in `folder` as an earlier call has put it, or still to be cut."""
+    if typed and _is_inside(typed, folder.parent):
+        return typed
+    cut = _cut_text(folder)
+    if begun or not typed:
+        return cut or ((folder,) if _holds_text(folder) else ())
+    return cut if len(cut) == len(typed) else typed
+
+
+def _cut_text(folder: Path) -> tuple[Path, ...]:
+    """What was cut here of each input: a folder of its own, so that data.weights can tell them apart."""
+    return tuple(filter(has_text_shards, sorted(folder.glob("input-*"))))
 
 
 def _settled(local: LocalJob, places: Places, inputs: tuple[Path, ...], validation: tuple[Path, ...]) -> LocalJob:
@@ -190,7 +202,7 @@ def _settled(local: LocalJob, places: Places, inputs: tuple[Path, ...], validati
 
 
 def _is_inside(paths: Sequence[Path], folder: Path) -> bool:
-    return all(path.resolve().is_relative_to(folder.resolve()) for path in paths)
+    return all(not is_hub(path) and path.resolve().is_relative_to(folder.resolve()) for path in paths)
 
 
 def _holds_text(folder: Path) -> bool:
@@ -229,7 +241,7 @@ def _check_disk(local: LocalJob, plan: Plan, config: RunConfig, places: Places) 
     kept = config.runtime.checkpoint.max_keep + 2  # the best one, and one being written
     streamed = config.data.streaming
     text = 0 if places.run.has_begun or streamed else _text_bytes((*local.inputs, *local.validation))
-    copied = 0 if _holds_text(places.train) else text
+    copied = 0 if _is_inside(local.inputs, places.train.parent) else text
     cache, tokens = places.cache, text // BYTES_PER_TOKEN * np.dtype(dtype_for(plan.spec.vocab_size)).itemsize
     if streamed:
         cache, tokens = stream_root(config) or places.run.root / "data", int(config.data.cache_limit_gb * 1e9)
@@ -290,38 +302,56 @@ def _place_text(job: CloudJob, config: RunConfig, places: Places, say: Say) -> L
         (job.local.validation, places.validation, job.validation_lines),
     ]
     for paths, folder, lines in cuts:
-        if paths and not places.run.has_begun and not _is_inside(paths, folder):
-            _cut(paths, folder, lines, job, config, say)
-    inputs = (places.train,) if _holds_text(places.train) else ()
-    held_out = (places.validation,) if _holds_text(places.validation) else ()
-    settled = _settled(job.local, places, inputs, held_out)
-    if has_text_shards(places.train) and config.data.text_field != "text":  # as which our files have it
+        if paths and not places.run.has_begun and not _is_inside(paths, folder.parent):
+            _clear(folder, len(paths), job)
+            for number, path in enumerate(paths):
+                _cut(path, folder / f"input-{number:03d}", lines, job, config, say)
+    settled = as_local(job, places)
+    if any(map(has_text_shards, settled.inputs)) and config.data.text_field != "text":  # as which our files have it
         settled = replace(settled, overrides=(*settled.overrides, "data.text_field=text"))
     return settled
 
 
-def _cut(paths: tuple[Path, ...], folder: Path, lines: int, job: CloudJob, config: RunConfig, say: Say) -> None:
-    """Make `folder` the text of `paths`, one document a line. Raises DataError when it holds other text."""
+def _clear(folder: Path, inputs: int, job: CloudJob) -> None:
+    """Take away what was cut of more inputs than there are now, if asked to. Raises DataError for all else there."""
+    cut = _cut_text(folder)
+    if any(path not in cut for path in folder.glob("[!.]*")):
+        raise DataError(
+            f"{folder}: holds files that were not cut here: leave out --input to train on them, or choose another "
+            "--experiment"
+        )
+    for stale in cut[inputs:]:
+        if job.local.shards != "remake":
+            raise _other_text(stale)
+        shutil.rmtree(stale)
+
+
+def _other_text(folder: Path) -> DataError:
+    return DataError(
+        f"{folder}: holds other text than --input and --validation name: --force-reshard replaces it, or choose "
+        "another --experiment"
+    )
+
+
+def _cut(path: Path, folder: Path, lines: int, job: CloudJob, config: RunConfig, say: Say) -> None:
+    """Make `folder` the text of `path`, one document a line. Raises DataError when it holds other text."""
     ours = has_text_shards(folder)
-    if ours and not all(map(is_reachable, paths)):
-        say(f"text: {', '.join(map(str, paths))} is not here; going on with what was cut from it, in {folder}")
+    if ours and not is_reachable(path):
+        say(f"text: {path} is not here; going on with what was cut from it, in {folder}")
         return
     data = config.data
-    corpus = Corpus(paths=paths, rule=data.document, text_field=data.text_field, on_error=data.on_error)
+    corpus = Corpus(paths=(path,), rule=data.document, text_field=data.text_field, on_error=data.on_error)
     options = TextOptions(lines=lines)
-    existing: Existing = "refuse"
-    if _holds_text(folder):
-        if job.local.shards != "remake" and ours and are_shards_of(folder, corpus, options):
-            return
-        if job.local.shards != "remake" or not ours:
-            what = "other text than --input and --validation name" if ours else "files that were not cut here"
-            advice = "--force-reshard replaces it" if ours else "leave out --input to train on them"
-            raise DataError(f"{folder}: holds {what}: {advice}, or choose another --experiment")
-        existing = "force"
-    elif job.local.shards == "reuse":
+    if ours and job.local.shards != "remake":
+        if not are_shards_of(folder, corpus, options):
+            raise _other_text(folder)
+        return
+    if not ours and job.local.shards == "reuse":
         raise DataError(f"--reuse-shards: {folder}: no text there: leave the flag out to cut it")
     announce = Announcer(say, time.monotonic)
+    existing = "force" if ours else "refuse"
     manifest, _ = shard_text(corpus, folder, options, existing, progress=announce, say=say)
     shards = manifest["shards"]
     documents, size = (sum(shard[key] for shard in shards) for key in ("documents", "bytes"))
-    say(f"text: {documents:,} documents, {readable_size(size)} in {len(shards)} files, in {folder}")
+    files = "1 file" if len(shards) == 1 else f"{len(shards)} files"
+    say(f"text: {path}: {documents:,} documents, {readable_size(size)}, cut into {files} in {folder}")

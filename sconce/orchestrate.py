@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,7 +44,8 @@ class LocalJob:
     `tokenizer` and `shards` say what becomes of those in the run folder: train and build says make them, anew where
     nobody trained with them, reuse insists on them, and remake replaces them. `shared_tokenizer` is a tokenizer.json
     outside the run folder: taken where the run has none to keep, and written when one is trained; it learns from
-    `tokenizer_bytes` of the text, less from a stream unless said. `cache_dir` is data.cache_dir.
+    `tokenizer_bytes` of the text, less from a stream unless said, and from whole documents up to `tokenizer_lines`
+    lines. `cache_dir` is data.cache_dir.
     """
 
     inputs: tuple[Path, ...] = ()
@@ -53,6 +55,7 @@ class LocalJob:
     tokenizer_json: Path | None = None
     tokenizer: Literal["train", "reuse", "remake"] = "train"
     tokenizer_bytes: int | None = None
+    tokenizer_lines: int | None = None
     shared_tokenizer: Path | None = None
     shards: Literal["build", "reuse", "remake"] = "build"
     cache_dir: Path | None = None
@@ -301,7 +304,7 @@ def _train_tokenizer(job: LocalJob, corpus: Corpus, path: Path) -> Tokenizer:
     """Of the size asked for; without a wish, as near to the preset's as the text allows."""
     size = planned_vocab_size(job, RunFolder(path.parents[1]))
     limit = job.tokenizer_bytes or (STREAM_TOKENIZER_BYTES if is_streamed(job) else TOKENIZER_BYTES)
-    return train_on_corpus(corpus, size, path.parent, limit, or_fewer=job.vocab_size is None)
+    return train_on_corpus(corpus, size, path.parent, limit, job.tokenizer_lines, or_fewer=job.vocab_size is None)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:
@@ -314,9 +317,15 @@ def _copy_tokenizer(source: Path, target: Path) -> Tokenizer:
 
 
 def train_on_corpus(
-    corpus: Corpus, vocab_size: int, folder: Path, max_bytes: int, *, or_fewer: bool = False
+    corpus: Corpus,
+    vocab_size: int,
+    folder: Path,
+    max_bytes: int,
+    max_lines: int | None = None,
+    *,
+    or_fewer: bool = False,
 ) -> Tokenizer:
-    """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text.
+    """Train a tokenizer on what of the corpus is not held out, up to `max_bytes` of text and `max_lines` of it.
 
     Of `vocab_size` tokens; with `or_fewer` as many as the text supports, where that is less. Raises DataError.
     """
@@ -332,9 +341,23 @@ def train_on_corpus(
             facts = {"name": f"{SCHEME}{source.remote.repo}", "commit": source.remote.commit}
         if facts not in sources:
             sources.append(facts)
+
+    def documents() -> Iterator[str]:
+        return _first_lines(train_documents(corpus, max_bytes), max_lines)
+
     try:
-        return train_tokenizer(train_documents(corpus, max_bytes), vocab_size, folder, sources)
+        return train_tokenizer(documents(), vocab_size, folder, sources)
     except VocabularyError as error:
         if not or_fewer:
             raise
-        return train_tokenizer(train_documents(corpus, max_bytes), error.supported, folder, sources)
+        return train_tokenizer(documents(), error.supported, folder, sources)
+
+
+def _first_lines(documents: Iterable[str], most: int | None) -> Iterator[str]:
+    """Documents until they have `most` lines together; the one that reaches that is still whole."""
+    done = 0
+    for document in documents:
+        yield document
+        done += len(document.splitlines())
+        if most is not None and done >= most:
+            return

@@ -3,7 +3,8 @@
 A block marked `sh` is run, one after the other, in one shell. A block marked `console` holds `$ command` lines, each
 followed by lines of what it prints, in order, `...` for those that are left out. Other blocks are not touched.
 
-`sconce` is the command of this checkout. What trains gets `small` options behind its own, so that it takes seconds.
+`sconce` is the command of this checkout. What trains gets `small` options before its own, so that it takes seconds;
+what a guide says itself counts, unless the test has it replaced.
 """
 
 import os
@@ -40,6 +41,38 @@ def blocks(guide: Path, *languages: str) -> list[Block]:
     return [block for block in found if block.language in languages]
 
 
+def sconce_commands(guide: Path) -> list[list[str]]:
+    """The words after `sconce` of every such command in a guide's blocks, whatever these are marked as.
+
+    What a shell would do with a line is known here: comments, continued lines, quotes, `$'…'`, and `>` to a file, which
+    is left out with that file.
+    """
+    found: list[list[str]] = []
+    for _, text in _FENCE.findall(guide.read_text(encoding="utf-8")):
+        for line in text.replace("\\\n", " ").splitlines():
+            command = re.sub(r"\$'([^']*)'", _unescaped, line)
+            if re.match(r"(\$ )?(\S*/)?sconce ", command) is None:
+                continue
+            words = shlex.split(command.removeprefix("$ "), comments=True)
+            found.append(words[1 : words.index(">") if ">" in words else None])
+    return found
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return shlex.quote(match[1].encode().decode("unicode_escape"))
+
+
+def named_flags(text: str) -> list[tuple[str, list[str]]]:
+    """Every `sconce …` of a text, in prose or in blocks: its words up to the first option, and its options."""
+    found: list[tuple[str, list[str]]] = []
+    lines = re.findall(r"^\s*(?:\$ |#\s+)?(?:\S*/)?(sconce .*)$", text, re.MULTILINE)
+    for span in (*re.findall(r"`(sconce [^`]+)`", text), *lines):
+        command = span.split("  #")[0].replace("\n", " ")
+        words = re.match(r"sconce((?: [a-z]+)*)", command)[1].strip()
+        found.append((words, re.findall(r"(?<=[\s`])(--[a-z][a-z-]*)", command)))
+    return found
+
+
 def install(folder: Path, small: Sequence[str] = (), programs: Mapping[str, str] | None = None) -> dict[str, str]:
     """An environment in which `sconce`, and stand-ins for `programs` by name (the text of a script), are commands."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +80,7 @@ def install(folder: Path, small: Sequence[str] = (), programs: Mapping[str, str]
     trains = "|".join(TRAINS)
     sconce = f"""#!/usr/bin/env bash
 run() {{ exec {python} -P -c 'from sconce_cli.main import main; main()' "$@"; }}
-case "$1" in {trains}) run "$@" {extra} ;; *) run "$@" ;; esac
+case "$1" in {trains}) run "$1" {extra} "${{@:2}}" ;; *) run "$@" ;; esac
 """
     for name, text in {"sconce": sconce, **(programs or {})}.items():
         (folder / name).write_text(text)
@@ -60,9 +93,15 @@ case "$1" in {trains}) run "$@" {extra} ;; *) run "$@" ;; esac
     }
 
 
-def follow(guide: Path, place: Path, environment: Mapping[str, str]) -> str:
-    """Run every `sh` block of a guide in the folder `place`; what they printed. A command that fails fails the test."""
+def follow(guide: Path, place: Path, environment: Mapping[str, str], replaced: Mapping[str, str] | None = None) -> str:
+    """Run every `sh` block of a guide in the folder `place`; what they printed. A command that fails fails the test.
+
+    `replaced` are words of the guide, each of which must be there, and what is written in their place.
+    """
     script = "\n".join(block.text for block in blocks(guide, "sh"))
+    for old, new in (replaced or {}).items():
+        assert old in script, f"{guide.name}: has no {old}"
+        script = script.replace(old, new)
     with subprocess.Popen(
         ["bash", "-euxo", "pipefail", "-c", script],
         cwd=place,

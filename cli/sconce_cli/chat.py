@@ -41,11 +41,13 @@ def chat(
     backend: BackendOption = Hardware.auto,
 ) -> None:
     """Write a text with a trained checkpoint in turns, or talk with it."""
+    from sconce.attention import check_decoding
     from sconce.generation.model import load_model
     from sconce.generation.sampling import Sampling
     from sconce.generation.session import Session
 
     sampling = Sampling(temperature=temperature)
+    check_decoding()
     model, device = load_model(checkpoint, hardware=backend.value, precision=dtype.value)
     place = f"{device.kind} through {device.backend}, {dtype.value}"
     typer.echo(

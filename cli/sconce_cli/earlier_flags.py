@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 RETIRED: Mapping[str, str] = {
-    "--tokenizer-max-lines": "counted in bytes here: give --tokenizer-max-bytes N",
     "--tokenizer-seed": "training a tokenizer draws nothing at random: leave it out",
     "--shuffle-buffer": "every epoch is shuffled as a whole: leave it out",
-    "--loader-workers": "batches are made ahead by a thread: give --override data.prefetch=N",
 }
 
 

@@ -52,6 +52,7 @@ def generate(
     quiet: QuietOption = False,
 ) -> None:
     """Let a trained checkpoint continue a prompt, or several at once."""
+    from sconce.attention import check_decoding
     from sconce.generation.engine import Figures
     from sconce.generation.model import Prompt, load_model
     from sconce.generation.sampling import Sampling
@@ -75,6 +76,7 @@ def generate(
         for choice in range(samples)
     ]
     started = time.perf_counter()
+    check_decoding()
     model, device = load_model(checkpoint, hardware=backend.value, precision=dtype.value)
     if not quiet:
         seconds = time.perf_counter() - started

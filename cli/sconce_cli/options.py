@@ -64,7 +64,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one value 
 
 def chosen_run_dir(option: Path | None, configured: Path | None, config: Path) -> Path:
     """The run's folder: as the option says, else the config, else named after the config's file."""
-    return option or configured or Path("runs") / config.stem
+    if option is None and configured is not None:  # absolute: shown from where the user stands
+        here = Path.cwd()
+        return configured.relative_to(here) if configured.is_relative_to(here) else configured
+    return option or Path("runs") / config.stem
 
 
 def load_source(config: Path | None, profile: str | None, overrides: Sequence[str]) -> "RunConfig":

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -155,6 +156,10 @@ def orchestrate(
             rich_help_panel=_TOKENIZER,
         ),
     ] = None,
+    tokenizer_max_lines: Annotated[
+        int | None,
+        typer.Option("--tokenizer-max-lines", min=1, help="Nor on more lines than this.", rich_help_panel=_TOKENIZER),
+    ] = None,
     reuse_shards: Annotated[
         bool,
         typer.Option(
@@ -217,6 +222,7 @@ def orchestrate(
     grad_accum: Annotated[
         int | None, _key("--grad-accum", "data.gradient_accumulation_steps", "Micro-batches a step", 1)
     ] = None,
+    loader_workers: Annotated[int | None, _key("--loader-workers", "data.prefetch", "Batches made ahead", 1)] = None,
     steps: Annotated[int | None, _key("--steps", "scheduler.total_steps", "Optimizer steps", 1)] = None,
     learning_rate: Annotated[
         float | None, _key("--learning-rate", "optimizer.learning_rate", "Peak learning rate")
@@ -251,6 +257,7 @@ def orchestrate(
     as_json: JsonOption = False,
 ) -> None:
     """From text files to a trained model: tokenizer, shards, training, evaluation, samples."""
+    from sconce.cloud import set_up_hub
     from sconce.orchestrate import LocalJob
     from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
@@ -264,6 +271,7 @@ def orchestrate(
         "model.max_position_embeddings": seq_len,
         "data.batch_size": batch_size,
         "data.gradient_accumulation_steps": grad_accum,
+        "data.prefetch": loader_workers,
         "scheduler.total_steps": steps,
         "optimizer.learning_rate": learning_rate,
         "optimizer.weight_decay": weight_decay,
@@ -294,13 +302,16 @@ def orchestrate(
         tokenizer=_one_of("--skip-tokenizer", skip_tokenizer, "--force-retrain-tokenizer", force_retrain_tokenizer)
         or "train",
         tokenizer_bytes=tokenizer_max_bytes,
+        tokenizer_lines=tokenizer_max_lines,
         shards=_one_of("--reuse-shards", reuse_shards, "--force-reshard", force_reshard) or "build",
         resume=resume,
         overrides=tuple(overrides),
     )
     target = _target(mode, job, run_dir, experiment, train_shard_lines, validation_shard_lines)
     if dry_run:
-        typer.echo(target.preview(backend.value), nl=False)
+        with TemporaryDirectory() as elsewhere:  # for what the libraries of the hub keep of what they read
+            set_up_hub(Path(elsewhere))
+            typer.echo(target.preview(backend.value), nl=False)
         return
     reporter = make_reporter(quiet, as_json)
     with end_at_sigterm(reporter.say):

@@ -38,11 +38,13 @@ def serve(
 
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise SconceError("sconce serve needs starlette and uvicorn: pip install 'sconce-lm[serve]'")
+    from sconce.attention import check_decoding
     from sconce.generation.model import load_model
     from sconce.serving.app import LOCAL_HOSTS, ServerOptions
     from sconce.serving.server import LOOPBACK, open_socket
     from sconce.serving.server import serve as run
 
+    check_decoding()
     listening = open_socket(host, port)
     model, device = load_model(checkpoint, hardware=backend.value, precision=dtype.value)
     options = ServerOptions(

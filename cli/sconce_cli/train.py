@@ -25,8 +25,13 @@ def train(
     run_dir: RunDirOption = None,
     backend: BackendOption = Hardware.auto,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest intact checkpoint, if there is one.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on from the newest intact checkpoint, if there is one, or refuse to. Without either: go on if the "
+            "config is the run folder's own, as orchestrate writes it.",
+        ),
+    ] = None,
     stop_at: Annotated[
         int | None,
         typer.Option("--stop-at", min=1, metavar="STEP", help="Save and stop there; the schedule keeps its horizon."),
@@ -45,7 +50,7 @@ def train(
 ) -> None:
     """Train the model that a config describes, or go on where its run folder stopped."""
     from sconce.config import load_table
-    from sconce.training.job import train_config
+    from sconce.training.job import is_own_config, train_config
     from sconce.training.run import RunFolder
     from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
@@ -63,7 +68,7 @@ def train(
             loaded,
             folder,
             hardware=backend.value,
-            resume=resume,
+            resume=resume if resume is not None else config is not None and is_own_config(config, folder),
             stop_at=stop_at,
             certificate=certificate,
             reporter=reporter,

@@ -8,7 +8,7 @@ from typing import cast
 
 import tomli_w
 
-from sconce.config.earlier import migrate
+from sconce.config.earlier import migrate, paths_base
 from sconce.config.fields import map_paths
 from sconce.config.load import config_from
 from sconce.config.overrides import absolutize
@@ -27,8 +27,9 @@ def convert_config(path: Path, home: Path, overrides: Sequence[str] = ()) -> tup
     `overrides` are written into it. Raises ConfigError with every fault when what comes out could not be trained.
     """
     table = read_table(path)
+    base = paths_base(table, path.resolve().parent)
     notes = migrate(table) + apply_streaming_file(table, path.parent)
-    absolutize(table, path.resolve().parent)
+    absolutize(table, base)
     config_from(table, str(path), overrides)  # which also puts the overrides into the table
     written = copy.deepcopy(table)
     base = home.resolve()

@@ -5,13 +5,14 @@ the advice of `sconce.config.advice`.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import cast
 
 from sconce.config.advice import ADVICE
 from sconce.config.read import Table, inner_table
 
 ROPE_MODES = ("preapply", "pre-applied", "pre", "on_the_fly", "onthefly", "online", "auto")
+KEEP_ALL = 1_000_000  # checkpoints: more than any disk holds
 # Optional there, with no value meaning what it means here to leave the key out.
 _NULLABLE = (
     "model.rope_theta",
@@ -21,9 +22,24 @@ _NULLABLE = (
     "model.residual_dropout",
     "scheduler.warmup_steps",
     "scheduler.min_lr",
+    "runtime.checkpoint.every_n_steps",
     "runtime.logging.tensorboard",
     *ADVICE,
 )
+
+
+def paths_base(table: Table, folder: Path) -> Path:
+    """What the relative paths of a file in `folder` are relative to; to be asked before `translate`.
+
+    That is `folder`, but for a file that the earlier system's `orchestrate` wrote into its run folder: there they are
+    relative to where it was called, from where runtime.checkpoint.directory names that very folder.
+    """
+    section, name = _locate(table, "runtime.checkpoint.directory")
+    directory = section.get(name)
+    run = PurePath(directory).parent if isinstance(directory, str) else PurePath()
+    if run.is_absolute() or not run.parts or folder.parts[-len(run.parts) :] != run.parts:
+        return folder
+    return folder.parents[len(run.parts) - 1]
 
 
 def translate(table: Table) -> list[str]:
@@ -128,6 +144,21 @@ def _checkpoint_directory(table: Table, value: object) -> str | None:
     return f"is checkpoints/ of runtime.run_dir = {folder} here; --run-dir names another"
 
 
+def _max_keep(table: Table, value: object) -> str | None:
+    if value is not None:
+        return None
+    section, name = _locate(table, "runtime.checkpoint.max_keep")
+    section[name] = KEEP_ALL
+    return f"no value kept every checkpoint, which is {KEEP_ALL} here"
+
+
+def _evaluation_steps(table: Table, value: object) -> str | None:
+    if value is not None:
+        return None
+    _drop(table, "runtime.evaluation.every_n_steps")
+    return "no value meant never; what is held out is measured at the default's steps and at the end here"
+
+
 def _best(table: Table, value: object) -> str | None:
     known = isinstance(value, dict) and cast(Table, value).keys() <= {"directory", "max_keep"}
     if not known or not _set_default(table, "runtime.checkpoint.save_best", True):
@@ -166,6 +197,8 @@ _RULES: dict[str, Callable[[Table, object], str | None]] = {
     "optimizer.max_grad_norm": _max_grad_norm,
     "scheduler.max_lr": _max_lr,
     "runtime.checkpoint.directory": _checkpoint_directory,
+    "runtime.checkpoint.max_keep": _max_keep,
+    "runtime.evaluation.every_n_steps": _evaluation_steps,
     "runtime.evaluation.best": _best,
     "runtime.logging.enable_stdout": _enable_stdout,
     "runtime.logging.tensorboard": _tensorboard,

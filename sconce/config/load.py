@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from sconce.config.earlier import translate
+from sconce.config.earlier import paths_base, translate
 from sconce.config.fields import expected, field_of_item, fields, unknown
 from sconce.config.overrides import absolutize, apply_override
 from sconce.config.read import Table, flat, read_table
@@ -53,13 +53,16 @@ def load_table(path: Path, base: Path | None = None) -> tuple[Table, list[str]]:
     """A file's tables, unchecked, with absolute paths and the earlier system's keys turned into ours, those of a
     streaming_config.json beside it too.
 
-    Paths are relative to `base`, by default the file's folder. The lines say which keys were turned. Raises
+    Paths are relative to `base`, by default what `paths_base` says. The lines say which keys were turned. Raises
     ConfigError when the file cannot be read.
     """
     log.debug("config: %s", path)
-    table = read_table(path)
+    table, folder = read_table(path), path.resolve().parent
+    base = base or paths_base(table, folder)
     notes = translate(table) + apply_streaming_file(table, path.parent)
-    absolutize(table, base or path.resolve().parent)
+    if base != folder:
+        notes.append(f"paths: relative to {base}, as `orchestrate` of the system before Sconce wrote them")
+    absolutize(table, base)
     return table, notes
 
 

@@ -29,7 +29,7 @@ def read_table(path: Path) -> Table:
     try:
         parsed = reader(_decode(path))
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
+        raise ConfigError(f"{path}: no such file{_of_another_format(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except yaml.MarkedYAMLError as error:
@@ -76,6 +76,12 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}: line {line}: not UTF-8") from error
+
+
+def _of_another_format(path: Path) -> str:
+    """Where there is a file of this name with another ending, the question whether that was meant."""
+    near = [path.with_suffix(end) for end in (".toml", ".yaml", ".yml", ".json") if path.with_suffix(end).is_file()]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _check_values(path: Path, table: Table) -> None:

@@ -243,10 +243,11 @@ def _without_effect(config: RunConfig) -> Iterator[Relation]:
         default = type(part).model_fields[name].default
         harmless = section == "scheduler" and getattr(part, name) == default
         if name in part.model_fields_set and getattr(part, name) is not None and not harmless:
-            choice = _CHOICES[section]
+            choice, users = _CHOICES[section], _USERS[key]
             yield (
                 (key, f"{section}.{choice}"),
-                f"would do nothing with {choice} {getattr(part, choice)}; it is for {', '.join(_USERS[key])}",
+                f"would do nothing with {choice} {getattr(part, choice)}; it is for {', '.join(users)}; write instead: "
+                f'{choice} = "{users[0]}", or leave {name} out',
             )
 
 
@@ -261,11 +262,13 @@ def idle_keys(config: RunConfig) -> list[str]:
 
 def _schedule(config: RunConfig) -> Iterator[Relation]:
     scheduler, peak = config.scheduler, config.optimizer.learning_rate
-    if (scheduler.total_steps is None) == (scheduler.total_epochs is None):
-        found = "neither" if scheduler.total_steps is None else "both"
+    steps, epochs = scheduler.total_steps, scheduler.total_epochs
+    if (steps is None) == (epochs is None):
+        found, length = ("neither", "10000") if steps is None else ("both", f"{steps}")
+        advice = f"total_steps = {length}, or total_epochs = {epochs or 1:g}, and not both"
         yield (
             ("scheduler.total_steps", "scheduler.total_epochs"),
-            f"found {found}, expected either scheduler.total_steps or scheduler.total_epochs",
+            f"found {found}, expected either scheduler.total_steps or scheduler.total_epochs; write instead: {advice}",
         )
     if scheduler.total_steps is not None and scheduler.warmup_steps > scheduler.total_steps:
         yield (

@@ -8,6 +8,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from sconce.attention import check_decoding, wanted_attention
 from sconce.backend import ComputeOptions, DeviceInfo, Hardware, LanguageModel, Precision, load_backend
 from sconce.checkpoint.load import open_model
 from sconce.errors import ConfigError, DataError
@@ -150,7 +151,8 @@ class TextModel:
         )
 
     def engine(self, rows: int) -> Engine:
-        """An engine for up to `rows` prompts at once."""
+        """An engine for up to `rows` prompts at once. Raises ConfigError for an ATTN_BACKEND that it has not."""
+        check_decoding()
         return Engine(self.model, rows=rows, max_len=self.spec.max_position_embeddings)
 
     def stream(self, prompts: Sequence[Prompt], figures: Figures | None = None) -> Iterator[Piece]:
@@ -234,13 +236,14 @@ def load_model(
     """The model of the checkpoint at `place` (or the latest of that run), without its optimizer, and where it runs.
 
     Raises CheckpointError when there is no intact checkpoint, BackendError for hardware that is not here, ConfigError
-    for a precision that there is not.
+    for a precision that there is not, or an ATTN_* variable that would do nothing.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"dtype: found {precision!r}, expected one of {', '.join(get_args(Precision))}")
+    options = ComputeOptions(precision=precision, attention=wanted_attention())
     checkpoint = open_model(place)
     tokenizer = load_tokenizer(checkpoint.path / "tokenizer.json")
     spec = spec_from_config(checkpoint.table("config.json"))
     backend = load_backend(hardware)
-    model = backend.language_model(spec, ComputeOptions(precision=precision), checkpoint.weights)
+    model = backend.language_model(spec, options, checkpoint.weights)
     return TextModel(path=checkpoint.path, spec=spec, tokenizer=tokenizer, model=model), backend.device()

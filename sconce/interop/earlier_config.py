@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from sconce.config.earlier import paths_base
 from sconce.config.overrides import absolutize
 from sconce.config.read import read_table
 from sconce.errors import ConfigError
@@ -32,7 +33,7 @@ class EarlierConfig:
         self.path = path
         self._values: Table = {} if path is None else read_table(path)
         if path is not None:
-            absolutize(self._values, path.resolve().parent)
+            absolutize(self._values, paths_base(self._values, path.resolve().parent))
         mode = self._get("model", "rope_mode") or "on_the_fly"
         if mode in _ROPE_OFF:
             raise ConfigError(

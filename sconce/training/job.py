@@ -1,6 +1,7 @@
 """`sconce train` as one call."""
 
 from contextlib import ExitStack
+from pathlib import Path
 
 from sconce.backend import Hardware
 from sconce.checkpoint.load import LoadedCheckpoint
@@ -12,6 +13,11 @@ from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
 from sconce.training.recipe import make_compute
 from sconce.training.run import Run, RunFolder, open_run
+
+
+def is_own_config(config: Path, folder: RunFolder) -> bool:
+    """Whether a config file lies in the run folder itself: to train it again can only mean to go on."""
+    return config.resolve().parent == folder.root.resolve()
 
 
 def train_config(

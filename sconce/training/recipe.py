@@ -1,9 +1,8 @@
 """What a config asks of the schedule, the optimizer and the device."""
 
-import os
 from bisect import bisect_left
-from typing import get_args
 
+from sconce.attention import wanted_attention
 from sconce.backend import AttentionKind, ComputeOptions
 from sconce.config import (
     RunConfig,
@@ -22,15 +21,6 @@ from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits that are made at once
-# Variables of the system before Sconce, each with what to do instead.
-ATTN_RETIRED = {
-    "ATTN_PRECISION": "attention computes in runtime.precision, its softmax in float32",
-    "ATTN_USE_PADDING_MASK": "rows have no padding, and attention is always causal",
-    "ATTN_ROPE_MODE": "positions are always rotated; model.rope_theta sets how",
-    "ATTN_KV_ENABLED": "generation always uses a key/value cache",
-    "ATTN_KV_PAGE_SIZE": "the cache has pages of a fixed size",
-    "ATTN_DROPOUT_P": "give --override model.attn_dropout=P",
-}
 
 
 def make_schedule(config: RunConfig, order: Order) -> Schedule:
@@ -114,15 +104,8 @@ def make_compute(config: RunConfig, spec: ModelSpec) -> ComputeOptions:
 
 def _attention(config: RunConfig) -> AttentionKind:
     """The config's choice; where it leaves it open, ATTN_BACKEND's."""
-    for variable in os.environ:
-        if variable.startswith("ATTN_") and variable != "ATTN_BACKEND":
-            reason = ATTN_RETIRED.get(variable, "no such variable; there is ATTN_BACKEND")
-            raise ConfigError(f"{variable}: has no effect: {reason}: unset it")
-    wanted = os.environ.get("ATTN_BACKEND", "auto")
-    for kind in get_args(AttentionKind):
-        if wanted == kind:
-            return kind if config.runtime.attention_backend == "auto" else config.runtime.attention_backend
-    raise ConfigError(f"ATTN_BACKEND: found {wanted!r}, expected one of {', '.join(get_args(AttentionKind))}")
+    wanted, configured = wanted_attention(), config.runtime.attention_backend
+    return wanted if configured == "auto" else configured
 
 
 def _loss_chunk(config: RunConfig, spec: ModelSpec) -> int | None:

@@ -1,6 +1,7 @@
 """Opening a run: everything it needs, checked against what its folder already holds."""
 
 import fcntl
+import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from sconce.config import (
 )
 from sconce.data.batches import NO_ROWS
 from sconce.data.order import Order
-from sconce.errors import CheckpointError, ConfigError
+from sconce.errors import CheckpointError, ConfigError, SconceError
 from sconce.flops import count_flops
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
@@ -81,14 +82,23 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Own the folder while inside; the system gives it up when the process ends, however it ends."""
+        """Own the folder while inside; the system gives it up when the process ends, however it ends.
+
+        What is refused before it wrote anything leaves no new folder behind.
+        """
+        made = not self.root.exists()
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise CheckpointError(f"{self.root}: another sconce process is training in this folder") from None
-            yield
+            try:
+                yield
+            except SconceError:
+                if made and [path.name for path in self.root.iterdir()] == [".lock"]:
+                    shutil.rmtree(self.root)
+                raise
 
 
 @dataclass(slots=True, kw_only=True)

@@ -100,6 +100,15 @@ def test_a_refused_input_does_not_claim_the_folder(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_what_train_refuses_leaves_no_folder(trained, tmp_path):
+    config, gone = trained / "run/training.toml", tmp_path / "gone.json"
+    words = ("train", "--config", config, "--run-dir", tmp_path / "run", *CPU)
+    assert_refused(
+        sconce_here(*words, "--override", f"tokenizer.tokenizer_json={gone}"), "gone.json: no such tokenizer"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_corpus_shorter_than_one_row(tmp_path):
     (tmp_path / "short.txt").write_text("just these few words\n\nand these\n" * 3)
     done = orchestrate(tmp_path / "short.txt", tmp_path / "run", "--override", "model.max_position_embeddings=2048")
@@ -199,8 +208,10 @@ def test_broken_toml_says_the_line(tmp_path):
 
 def test_a_run_is_not_overwritten_without_resume(run):
     before = weights(run, 30)
-    done = sconce_here("train", "--config", run / "training.toml", "--run-dir", run, *CPU)
-    assert_refused(done, "already holds a run at step 30", "--resume")
+    (run.parent / "other.toml").write_text((run / "training.toml").read_text())
+    for options in (["--config", run / "training.toml", "--no-resume"], ["--config", run.parent / "other.toml"]):
+        done = sconce_here("train", *options, "--run-dir", run, "--override", f"data.train_shards={run}", *CPU)
+        assert_refused(done, "already holds a run at step 30", "--resume")
     assert weights(run, 30) == before
 
 

@@ -10,6 +10,8 @@ from unittest import mock
 
 import pytest
 from commands import checkpoints, overrides, sconce_here, start, weights, write_corpus
+from hub import environment as hub_environment
+from hub import serving, write_toy
 from workspace import roots, snapshot
 
 ON_CPU = ("--backend", "cpu", "--vocab-size", 300)
@@ -47,7 +49,7 @@ def volume(tmp_path_factory):
 
 def test_everything_lies_below_the_roots(volume):
     workspace = volume / "workspace"
-    assert sorted(path.name for path in workspace.iterdir()) == ["artifacts", "cache", "datasets", "hf_cache", "runs"]
+    assert sorted(path.name for path in workspace.iterdir()) == ["artifacts", "cache", "datasets", "runs"]
     assert sorted(path.name for path in (workspace / "runs/whole").iterdir() if not path.name.startswith(".")) == [
         "checkpoints",
         "loss.png",
@@ -59,7 +61,10 @@ def test_everything_lies_below_the_roots(volume):
         "tokenizer",
         "training.toml",
     ]
-    shards = [json.loads(path.read_text().splitlines()[-1]) for path in workspace.glob("datasets/train/whole/train/*")]
+    shards = [
+        json.loads(path.read_text().splitlines()[-1])
+        for path in workspace.glob("datasets/train/whole/input-000/train/*")
+    ]
     assert len(shards) == 3  # of ten passages, at most four a file
     assert len(list(workspace.glob("cache/whole/*/train-00000.bin"))) == 1
     shared, own = (
@@ -71,7 +76,7 @@ def test_everything_lies_below_the_roots(volume):
 def test_the_text_on_the_volume_is_the_text_that_was_given(volume):
     lines = [
         json.loads(line)["text"]
-        for path in sorted((volume / "workspace/datasets/train/whole/train").iterdir())
+        for path in sorted((volume / "workspace/datasets/train/whole/input-000/train").iterdir())
         for line in path.read_text().splitlines()
     ]
     assert "".join(lines) == (volume / "kept.txt").read_text()
@@ -150,13 +155,13 @@ def test_records_and_held_out_text_are_cut_as_the_config_says(tmp_path):
     done = cloud(tmp_path / "workspace", *arguments, "--validation-shard-lines", 1, *ON_CPU, *small)
     assert done.returncode == 0, done.stderr
     placed = tmp_path / "workspace/datasets"
-    (train,) = (placed / "train/a/train").iterdir()
+    (train,) = (placed / "train/a/input-000/train").iterdir()
     assert [json.loads(line)["text"] for line in train.read_text().splitlines()] == [
         json.loads(record)["content"] for record in records
     ]
-    assert len(list((placed / "val/a/train").iterdir())) == 2
+    assert len(list((placed / "val/a/input-000/train").iterdir())) == 2
     (manifest,) = (tmp_path / "workspace/cache/a").glob("*/manifest.json")
-    assert json.loads(manifest.read_text())["validation_paths"] == [str(placed / "val/a")]
+    assert json.loads(manifest.read_text())["validation_paths"] == [str(placed / "val/a/input-000")]
 
 
 def test_a_run_goes_on_without_its_text_or_without_its_token_shards(tmp_path):
@@ -171,6 +176,96 @@ def test_a_run_goes_on_without_its_text_or_without_its_token_shards(tmp_path):
         assert checkpoints(workspace / "runs/a")[-1] == f"step-{step:08d}"
         if (tmp_path / gone).exists() and not (workspace / gone).exists():
             (tmp_path / gone).rename(workspace / gone)
+
+
+def test_several_inputs_keep_their_weights(tmp_path):
+    workspace = tmp_path / "workspace"
+    web, code = (write_corpus(tmp_path / f"{name}.txt", lines=400) for name in ("web", "code"))
+    code.write_text(code.read_text().replace("fox", "function"))
+    weights_ = "data.weights=[[3, 1]]"
+    small = overrides("scheduler.total_steps=4", "scheduler.warmup_steps=0", weights_)
+    inputs = ("--input", web, "--input", code)
+    done = cloud(workspace, "--experiment", "mix", *inputs, *ON_CPU, *small)
+    assert done.returncode == 0, done.stderr
+    placed = workspace / "datasets/train/mix"
+    assert sorted(path.name for path in placed.iterdir()) == ["input-000", "input-001"]
+    shown = sconce_here("data", "show", workspace / "runs/mix", "--step", 1)
+    assert "input-000" in shown.stdout
+    web.unlink()
+    code.unlink()  # a new pod, with nothing but the volume
+    again = cloud(workspace, "--experiment", "mix", *inputs, *ON_CPU, *small)
+    assert "nothing left to do" in again.stdout, again.stderr
+    fewer = cloud(workspace, "--experiment", "mix", "--input", placed / "input-000", *ON_CPU, *overrides())
+    assert (fewer.returncode, fewer.stderr.count("\n")) == (2, 1)
+    on_volume = [word for number in (1, 0) for word in ("--input", placed / f"input-00{number}")]
+    other = cloud(workspace, "--experiment", "other", *on_volume, *ON_CPU, *small)
+    assert other.returncode == 0, other.stderr
+    assert not (workspace / "datasets/train/other").exists()  # text that is on the volume is not there twice
+
+
+def test_fewer_inputs_than_before_are_other_text(tmp_path):
+    workspace, corpus = tmp_path / "workspace", write_corpus(tmp_path / "text.txt")
+    small = overrides("scheduler.total_steps=1", "scheduler.warmup_steps=0")
+    arguments = ("--experiment", "a", *ON_CPU)
+    two = ("--input", corpus, "--input", write_corpus(tmp_path / "more.txt", lines=300))
+    stopped = cloud(workspace, *arguments, *two, "--tokenizer-json", tmp_path / "none.json", *small)
+    assert stopped.returncode == 2
+    assert not workspace.exists()
+    assert cloud(workspace, *arguments, *two, *small).returncode == 0
+    shutil.rmtree(workspace / "runs")
+    refused = cloud(workspace, *arguments, "--input", corpus, *small)
+    assert "input-001: holds other text than --input and --validation name" in refused.stderr
+    forced = cloud(workspace, *arguments, "--input", corpus, "--force-reshard", *small)
+    assert forced.returncode == 0, forced.stderr
+    assert [path.name for path in (workspace / "datasets/train/a").iterdir()] == ["input-000"]
+
+
+def test_experiments_side_by_side_may_share_text_tokenizer_and_token_shards(volume):
+    """Started at once, of one text with one tokenizer: one of them builds the shards, the other waits for them."""
+    workspace = volume / "workspace"
+    shared = workspace / "cache/shared"
+    common = (
+        *("--input", workspace / "datasets/train/whole", "--backend", "cpu"),
+        *("--tokenizer-json", workspace / "artifacts/tokenizer/whole/tokenizer.json"),
+    )
+    small = overrides("scheduler.total_steps=3", "scheduler.warmup_steps=0", f"data.cache_dir={shared}")
+    before = snapshot(workspace / "runs/whole")
+    started = [
+        start(
+            *("orchestrate", "--mode", "cloud", "--experiment", f"seed-{seed}", "--seed", seed, *common, *small),
+            env=roots(workspace) | {"SCONCE_LOG": "debug"},
+        )
+        for seed in (1, 2)
+    ]
+    for process in started:
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    (place,) = (path for path in shared.iterdir() if not path.name.startswith("."))
+    runs = [workspace / f"runs/seed-{seed}" for seed in (1, 2)]
+    cursors = [json.loads((run / "checkpoints/step-00000003/manifest.json").read_text())["cursor"] for run in runs]
+    assert len({cursor["fingerprint"] for cursor in cursors}) == 1
+    assert len({cursor["rows_sha256"] for cursor in cursors}) == 2
+    assert weights(runs[0], 3) != weights(runs[1], 3)
+    assert (place / "manifest.json").is_file()
+    assert snapshot(workspace / "runs/whole") == before
+
+
+@pytest.mark.parametrize("mode", [pytest.param("local", marks=pytest.mark.slow), "cloud"])
+def test_a_dry_run_writes_nothing_at_all(tmp_path, tmp_path_factory, mode):
+    """Not even of a stream, whose data set is looked at through libraries that keep what they read."""
+    write_toy(tmp_path / "repos", name="org/text")
+    before = sorted(tmp_path.rglob("*"))
+    where = ("--experiment", "a") if mode == "cloud" else ("--run-dir", tmp_path / "run")
+    with serving(tmp_path / "repos") as hub:
+        environment = hub_environment(hub, tmp_path / "hub") | roots(tmp_path / "workspace") | {"HOME": str(tmp_path)}
+        environment["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("fonts"))  # which matplotlib lists once a machine
+        arguments = ("--mode", mode, *where, "--stream", "--dataset", "org/text", "--backend", "cpu", "--dry-run")
+        with start("orchestrate", *arguments, env=environment) as process:
+            out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "# memory" in out or mode == "local"
+    assert '"hf://org/text' in out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def job(root, name, corpus):
@@ -279,7 +374,7 @@ def test_other_text_than_before_is_refused_until_it_is_asked_for(volume, tmp_pat
     assert forced.returncode == 0, forced.stderr
     sizes = [
         source["size"]
-        for source in json.loads((workspace / "datasets/train/whole/manifest.json").read_text())["sources"]
+        for source in json.loads((workspace / "datasets/train/whole/input-000/manifest.json").read_text())["sources"]
     ]
     assert sizes == [other.stat().st_size]
     again = cloud(workspace, "--experiment", "whole", "--input", other, "--reuse-shards", *ON_CPU, *small)
@@ -314,4 +409,4 @@ def test_the_hub_keeps_its_files_on_the_volume_and_the_token_in_the_environment(
         "HF_HUB_CACHE": str(tmp_path / "hub/hub"),
         "HF_TOKEN_PATH": str(tmp_path / "home/token"),
     }
-    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == ["datasets", "hub"]
+    assert list(tmp_path.iterdir()) == []  # the libraries make them when they need them

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
         *QUICK, "--kv-heads", 1, "--intermediate-size", 24, "--grad-accum", 2, "--steps", 6, "--warmup-steps", 2,
         "--learning-rate", 1e-3, "--weight-decay", 0.05, "--schedule", "linear-warmup", "--checkpoint-every", 2,
         "--max-checkpoints", 1, "--evaluate-every", 3, "--eval-batches", 2, "--log-every", 2, "--precision", "bf16",
-        "--seed", 9, "--no-tensorboard", "--backend", "cpu",
+        "--seed", 9, "--no-tensorboard", "--backend", "cpu", "--loader-workers", 3,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return root / "run"
@@ -49,7 +49,7 @@ def test_every_flag_of_orchestrate_does_what_it_says(run):
     model, data, runtime = config.model, config.data, config.runtime
     assert (model.hidden_size, model.num_layers, model.max_position_embeddings) == (16, 1, 32)
     assert (model.num_attention_heads, model.num_key_value_heads, model.intermediate_size) == (2, 1, 24)
-    assert (data.batch_size, data.gradient_accumulation_steps) == (4, 2)
+    assert (data.batch_size, data.gradient_accumulation_steps, data.prefetch) == (4, 2, 3)
     assert data.validation_shards == (run.parent / "held-out.txt",)
     assert (config.optimizer.learning_rate, config.optimizer.weight_decay) == (1e-3, 0.05)
     scheduler = config.scheduler
@@ -73,8 +73,8 @@ def test_every_flag_of_orchestrate_does_what_it_says(run):
         (["--profile", "runpod_1b"], "made for another job (profile"),
         (["--stream"], "made for another job (inputs"),
         (["--dataset=fineweb"], "goes with --stream"),
-        (["--tokenizer-max-lines", 5], "--tokenizer-max-bytes N"),
-        (["--loader-workers", 5], "--override data.prefetch=N"),
+        (["--tokenizer-seed", 17], "draws nothing at random: leave it out"),
+        (["--shuffle-buffer", 5], "every epoch is shuffled as a whole: leave it out"),
         (["--tensorboard", "logs"], "takes no folder"),
     ],
 )
@@ -114,6 +114,23 @@ def test_a_tokenizer_is_copied_or_insisted_on(run, tmp_path):
     assert "--reuse-shards: " in done.stderr
 
 
+def test_a_tokenizer_learns_from_as_many_lines_as_it_is_told(run, tmp_path):
+    """Of a longer text as it would of its first lines alone."""
+    lines = (run.parent / "corpus.txt").read_text().splitlines(keepends=True)
+    short = "".join(line for line in lines if line.strip())[:4000].rpartition("\n")[0] + "\n"
+    (tmp_path / "short.txt").write_text(short)
+    (tmp_path / "long.txt").write_text(short + "Entirely unlike anything before, these words.\n" * 300)
+    held_out = ("--validation", run.parent / "held-out.txt", "--steps", 1, "--backend", "cpu")
+    most = ("--tokenizer-max-lines", short.count("\n"), "--override", "data.document=line")
+    made = []
+    for number, (name, more) in enumerate((("short", ()), ("long", ()), ("long", most))):
+        folder = tmp_path / f"run-{number}"
+        done = sconce("orchestrate", "--input", tmp_path / f"{name}.txt", "--run-dir", folder, *QUICK, *held_out, *more)
+        assert done.returncode == 0, done.stderr
+        made.append((folder / "tokenizer/tokenizer.json").read_bytes())
+    assert made[0] == made[2] != made[1]
+
+
 def test_a_dry_run_prints_plan_and_config_and_writes_nothing(run, tmp_path):
     dry = ("orchestrate", "--dry-run", "--profile", "runpod_124m", "--backend", "cpu", "--steps", 77)
     done = sconce(*dry, "--input", run.parent / "corpus.txt", "--run-dir", "new", cwd=tmp_path)
@@ -141,7 +158,7 @@ def test_train_takes_a_preset_by_name(run, tmp_path):
 def test_a_file_or_a_preset_but_one_of_them(source):
     done = sconce("train", *source)
     assert done.returncode == 2
-    assert "expected one of them; presets: local_smoke, " in done.stderr
+    assert "expected one of them; presets: full, local, local_smoke, " in done.stderr
 
 
 def test_check_tells_every_fault_of_paths_tokenizer_sizes_and_memory(run, tmp_path):
@@ -222,5 +239,5 @@ def test_every_flag_that_the_guide_names_is_there():
     listed = text.partition("knows the old flags")[2].partition("## A config file")[0]
     offered = commands.sconce("orchestrate", "--help", env={"COLUMNS": "300", "NO_COLOR": "1"}).stdout
     flags = set(re.findall(r"`(--[\w-]+)", listed))
-    assert len(flags) == 40
+    assert len(flags) == 42
     assert {flag for flag in flags if not re.search(rf"{flag}\b", offered)} == set()

@@ -1,5 +1,6 @@
 """Environment variables: each does what it says, or is refused with what to do instead."""
 
+import json
 import os
 import re
 from unittest import mock
@@ -46,6 +47,55 @@ def test_attn_backend_chooses_where_the_config_leaves_it_open():
 def test_the_others_are_refused_with_what_to_do(variable, advice):
     with pytest.raises(ConfigError, match=f"{variable}: has no effect: .*{re.escape(advice)}.*: unset it"):
         compute(**{variable: "1"})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of two steps."""
+    root = tmp_path_factory.mktemp("trained")
+    corpus = write_corpus(root / "text.txt", lines=200)
+    small = overrides("scheduler.total_steps=2", "scheduler.warmup_steps=0")
+    done = sconce_here("orchestrate", "--input", corpus, "--run-dir", root / "run", "--vocab-size", 300, *small)
+    assert done.returncode == 0, done.stderr
+    return root / "run"
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "generate", "chat", "serve"])
+def test_every_command_refuses_the_same_variables_in_the_same_line(trained, command):
+    words = ("train", "--config", trained / "training.toml") if command == "train" else (command, trained)
+    with mock.patch.dict(os.environ, ATTN_PRECISION="inherit"):
+        done = sconce_here(*words, "--backend", "cpu")
+    assert (done.returncode, done.stdout.count("\n") if command != "train" else 0) == (2, 0)
+    assert done.stderr == (
+        "sconce: ATTN_PRECISION: has no effect: attention computes in runtime.precision or --dtype, its softmax in "
+        "float32: unset it\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "serve"])
+def test_decoding_has_one_attention(trained, command):
+    with mock.patch.dict(os.environ, ATTN_BACKEND="reference"):
+        done = sconce_here(command, trained, "--backend", "cpu")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "decoding is always fused: unset it" in done.stderr
+
+
+def test_scoring_computes_attention_as_it_is_told(trained, monkeypatch):
+    import torch.nn.functional as F
+
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+    found = {}
+    for kind in ("fused", "reference"):
+        monkeypatch.setenv("ATTN_BACKEND", kind)
+        done = sconce_here("eval", trained, "--backend", "cpu", "--json")
+        assert done.returncode == 0, done.stderr
+        found[kind] = json.loads(done.stdout.splitlines()[-1])["loss"], len(calls)
+        calls.clear()
+    assert found["fused"][1] > 0
+    assert found["reference"][1] == 0
+    assert found["fused"][0] == pytest.approx(found["reference"][0], abs=1e-5)
 
 
 def test_the_debug_log_names_files_sizes_and_times_and_leaves_standard_output_alone(tmp_path):

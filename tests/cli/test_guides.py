@@ -76,12 +76,15 @@ def test_runpod_from_an_empty_volume_to_the_model_at_home(tmp_path):
     environment |= {"VOLUME": "volume7", "FAKE_VOLUME": str(volume), "TENSORBOARD_PORT": "0"}
     (tmp_path / "home").mkdir()
     place = checkout(tmp_path / "home")
-    out = follow(guide, place, environment)
+    out = follow(guide, place, environment, {"scheduler.total_steps=4000": "scheduler.total_steps=34"})
     assert '"id": "pod7"' in out
     assert "the run has ended with exit code 0" in out  # its log, through the volume
     assert "Once" in out
-    assert "nothing left to do" in out  # trained on at home, on the token shards that came along
-    assert checkpoints(place / "runs/first") == checkpoints(volume / "runs/first")
+    assert "resuming from step-00000030; changed: scheduler.total_steps from 30 to 34" in out
+    assert "finished: 34 steps" in out  # trained on at home, on the token shards that came along
+    assert not (place / "runs/first/corpus").exists()
+    assert checkpoints(place / "runs/first")[-1] == "step-00000034"
+    assert checkpoints(volume / "runs/first")[-1] == "step-00000030"
     assert not any(b"rpa_key" in path.read_bytes() for path in volume.rglob("*") if path.is_file())
 
 
@@ -90,9 +93,11 @@ def test_quick_start_on_a_mac(tmp_path):
     environment = install(tmp_path / "bin", [*TINY, "--backend", "cpu"])
     (tmp_path / "home").mkdir()
     place = checkout(tmp_path / "home")
-    out = follow(ROOT / "docs/quickstart-mac.md", place, environment)
+    longer = {"scheduler.total_steps=12000": "scheduler.total_steps=36"}
+    out = follow(ROOT / "docs/quickstart-mac.md", place, environment, longer)
     assert "all checks passed" in out
     assert (place / "runs/mine/loss.png").exists()
+    assert checkpoints(place / "runs/mine")[-1] == "step-00000036"
     assert len(checkpoints(place / "runs/hello")) > 0
 
 

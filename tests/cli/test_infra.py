@@ -143,6 +143,14 @@ def test_the_entry_point_gives_up_root_before_it_starts_anything(tmp_path):
         "setpriv --reuid=sconce --regid=sconce --init-groups",
         "uid 1000 home /home/sconce",
     ]
+    kept = subprocess.run(
+        [INFRA / "entrypoint.sh", "whoami-now"],
+        env=environment | {"FAKE_ID": "0", "SCONCE_USER": "root", "HOME": "/root"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert kept.stdout.splitlines() == ["uid 0 home /root"]
     if os.getuid() == 0:  # only then are the folders root's
         assert f"chown sconce:sconce {tmp_path}/workspace" in (tmp_path / "owned").read_text()
 
@@ -162,20 +170,54 @@ def test_a_pod_is_as_the_api_wants_it_and_its_gpu_holds_the_preset(name):
     words = pod["args"].split()
     assert words[0] == "start.sh"
     assert words[1::2] == ["--experiment", "--profile"]
+    assert pod["env"] == {"SCONCE_WHEN_DONE": "stop", "HF_TOKEN": "{{ RUNPOD_SECRET_hf_token }}"}
 
 
 def test_there_is_a_spec_for_each_pod():
     assert {path.stem for path in (INFRA / "pods").iterdir()} == set(PODS)
 
 
-def test_the_sky_task_mounts_the_volume_and_runs_the_start_script():
-    task = yaml.safe_load((INFRA / "sky.yaml").read_text())
+def sky_task():
+    return yaml.safe_load((INFRA / "sky.yaml").read_text())
+
+
+def test_the_sky_task_needs_no_image_of_ones_own_and_mounts_the_volume():
+    task = sky_task()
     volume = yaml.safe_load((INFRA / "sky-volume.yaml").read_text())
     assert task["volumes"] == {"/workspace": volume["name"]}
     assert task["resources"]["infra"] == volume["infra"]
     assert task["resources"]["use_spot"] is True
-    assert task["run"].split()[:2] == ["/opt/sconce/infra/entrypoint.sh", "start.sh"]
+    assert task["resources"]["image_id"] == f"docker:{base_image()}"
+    assert task["workdir"] == "."
+    (extras,) = re.findall(r'"\.\[([a-z,]+)\]"', task["setup"])
+    assert (
+        set(extras.split(","))
+        <= tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
+    )
+    assert (ROOT / re.search(r"--constraint (\S+)", task["setup"])[1]).is_file()
     load_preset(task["envs"]["PROFILE"])
+
+
+def test_what_the_sky_task_runs_trains(tmp_path):
+    """As SkyPilot does: in the root of the checkout, by bash, with the task's variables and what its set-up made."""
+    environment = install(tmp_path / "sconce/bin", ON_CPU)
+    environment |= roots(tmp_path / "workspace") | CALM | sky_task()["envs"] | {"HOME": str(tmp_path)}
+    (tmp_path / "workspace/datasets/train/edu").mkdir(parents=True)
+    write_corpus(tmp_path / "workspace/datasets/train/edu/text.txt")
+    environment |= {"PROFILE": "local_smoke"}
+    command = ["bash", "-c", sky_task()["run"]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert checkpoints(tmp_path / "workspace/runs/edu")[-1] == "step-00000030"
+
+
+@pytest.mark.parametrize(("token", "reaches"), [("{{ RUNPOD_SECRET_hf_token }}", "none"), ("hf_abc", "hf_abc")])
+def test_a_secret_that_was_never_made_is_no_token(tmp_path, token, reaches):
+    programs = {"sconce": "#!/bin/sh\necho token ${HF_TOKEN-none}\n"}
+    environment = install(tmp_path / "bin", (), programs) | roots(tmp_path / "workspace") | CALM | {"HF_TOKEN": token}
+    command = [INFRA / "start.sh", "--experiment", "a"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert f"token {reaches}\n" in done.stdout, done.stderr
 
 
 def test_every_image_is_the_one_that_the_dockerfile_makes():
@@ -185,28 +227,74 @@ def test_every_image_is_the_one_that_the_dockerfile_makes():
     images = {json.loads(path.read_text())["image"] for path in (INFRA / "pods").iterdir()}
     compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
     images |= {service["image"] for service in compose["services"].values()}
-    images.add(yaml.safe_load((INFRA / "sky.yaml").read_text())["resources"]["image_id"].removeprefix("docker:"))
     assert images == {tag}
 
 
-def test_the_dockerfile_is_pinned_copies_what_is_there_and_opens_tensorboards_port():
-    lines = (INFRA / "Dockerfile").read_text().splitlines()
-    (base,) = (line for line in lines if line.startswith("FROM "))
-    assert re.fullmatch(r"FROM nvidia/cuda:\d+\.\d+\.\d+-runtime-ubuntu24\.04", base)
-    assert "EXPOSE 6006" in lines
+def instructions():
+    """(instruction, arguments) of the Dockerfile, its comments left out and its lines joined."""
+    text = re.sub(r"^#.*\n", "", (INFRA / "Dockerfile").read_text(), flags=re.MULTILINE)
+    return [tuple(line.split(maxsplit=1)) for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.strip()]
+
+
+def arguments_of(name):
+    return [arguments for instruction, arguments in instructions() if instruction == name]
+
+
+def base_image():
+    (base,) = arguments_of("FROM")
+    return base
+
+
+def test_the_dockerfile_is_pinned_and_copies_what_is_there():
+    known = ["FROM", "ENV", "RUN", "COPY", "ARG", "WORKDIR", "VOLUME", "EXPOSE", "STOPSIGNAL", "ENTRYPOINT", "CMD"]
+    assert {instruction for instruction, _ in instructions()} == set(known)
+    assert re.fullmatch(r"python:3\.1[1-9]\.\d+-slim-bookworm", base_image())
     ignored = (ROOT / ".dockerignore").read_text()
-    for line in lines:
-        if line.startswith("COPY "):
-            for source in line.split()[1:-1]:
-                assert (ROOT / source).exists(), source
-                assert f"!{source.split('/')[0]}" in ignored
+    for arguments in arguments_of("COPY"):
+        for source in arguments.split()[:-1]:
+            assert (ROOT / source).exists(), source
+            assert f"!{source.split('/')[0]}" in ignored
+    for arguments in arguments_of("RUN"):
+        if "apt-get install" in arguments:
+            assert "--no-install-recommends" in arguments
+            assert "rm -rf /var/lib/apt/lists/*" in arguments
+        for command in re.findall(r"pip install [^&]*", arguments):
+            assert "--no-cache-dir --constraint /opt/sconce/infra/constraints.txt" in command
+    order = [arguments for _, arguments in instructions()]
+    torch = next(number for number, arguments in enumerate(order) if arguments.endswith("constraints.txt torch"))
+    own = next(number for number, arguments in enumerate(order) if arguments.startswith("sconce /opt"))
+    assert torch < own, "every change of ours would install torch again"
+
+
+def test_the_image_works_without_rights_and_opens_tensorboards_port():
+    assert arguments_of("EXPOSE") == ["6006"]
+    assert arguments_of("ARG") == ["RUN_AS=sconce"]
+    variables = dict(pair.split("=", 1) for arguments in arguments_of("ENV") for pair in arguments.split())
+    assert variables["SCONCE_USER"] == "$RUN_AS"
+    assert variables["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"  # no CUDA image below says so
+    (entry,) = (json.loads(arguments) for arguments in arguments_of("ENTRYPOINT"))
+    assert os.access(INFRA / Path(entry[0]).relative_to("/opt/sconce/infra"), os.X_OK)
+    assert any("useradd" in arguments and "--owner sconce" in arguments for arguments in arguments_of("RUN"))
+    assert "/opt/sconce/infra:$PATH" in [arguments.partition("PATH=")[2] for arguments in arguments_of("ENV")], (
+        "start.sh is called by its name"
+    )
+
+
+def test_every_requirement_has_its_version():
     pinned = re.findall(r"^[a-z0-9-]+==\S+$", (INFRA / "constraints.txt").read_text(), re.MULTILINE)
     names = {line.split("==")[0] for line in pinned}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    (install,) = re.findall(r'"/opt/sconce\[([a-z,]+)\]"', "\n".join(lines))
-    extras = install.split(",")
-    assert {"data", "hub"} <= set(extras), "the guide streams, and reads compressed text"
-    wanted = [*project["dependencies"], *(item for extra in extras for item in project["optional-dependencies"][extra])]
+    (extras,) = re.findall(r'"/opt/sconce\[([a-z,]+)\]"', (INFRA / "Dockerfile").read_text())
+    assert {"data", "hub"} <= set(extras.split(",")), "the guide streams, and reads compressed text"
+    optional = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(item for extra in extras.split(",") for item in optional[extra])]
     for requirement in wanted:
         name = re.match(r"[A-Za-z0-9._-]+", requirement).group().lower().replace("_", "-")
         assert name in names or name == "mlx", name
+
+
+def test_the_guide_names_the_driver_that_the_pinned_torch_needs():
+    """torch 2.13 is built with CUDA 13 (cuda-toolkit==13.0.3), whose drivers begin with 580."""
+    assert "torch==2.13." in (INFRA / "constraints.txt").read_text(), "look up what the new one is built with"
+    for page in (INFRA / "Dockerfile", ROOT / "docs/runpod.md"):
+        assert re.search(r"CUDA 13.*580 or newer", page.read_text(), re.DOTALL)

@@ -179,7 +179,7 @@ def test_in_the_cloud_a_data_set_that_is_not_streamed_becomes_text_on_the_volume
         with mock.patch.dict(os.environ, roots(tmp_path)):
             done = sconce_here("orchestrate", "--mode", "cloud", *words)
         assert done.returncode == 0, done.stderr
-    (shard,) = tmp_path.glob("datasets/train/b/train/*")
+    (shard,) = tmp_path.glob("datasets/train/b/input-000/train/*")
     assert len(shard.read_text().splitlines()) == 600
 
 

@@ -9,6 +9,7 @@ import pytest
 from sconce.config import load_config, load_table, micro_batch_size, model_spec, sequence_length
 from sconce.config.convert import convert_config
 from sconce.errors import ConfigError
+from sconce.interop.earlier_config import EarlierConfig
 
 LOADS = ["local.yaml", "m3_medium.yaml", "m3_20m_streaming.yaml", "runpod_20m_streaming.yaml",
          "runpod_400m_streaming.yaml"]  # fmt: skip
@@ -20,6 +21,11 @@ def fault(path):
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     return str(caught.value)
+
+
+def load_config_of(text, folder):
+    (folder / "converted.toml").write_text(text)
+    return load_config(folder / "converted.toml")
 
 
 @pytest.mark.parametrize("name", earlier.FILES)
@@ -76,6 +82,37 @@ def test_batches_that_do_not_divide_are_told_the_two_lines(tmp_path, name):
     assert micro_batch_size(config) == earlier.FILES[name]["data"]["batch_size"]  # what was to be held at once
 
 
+@pytest.mark.parametrize("end", [".toml", ".yaml"])
+def test_what_orchestrate_wrote_into_a_run_folder_has_paths_as_they_were_typed(tmp_path, monkeypatch, end):
+    """`--input crates/input.txt --run-dir runs/local-smoke`: relative to where it was called, not to the file."""
+    table, run = copy.deepcopy(earlier.WRITTEN), tmp_path / "runs/local-smoke"
+    table["tokenizer"] = {"tokenizer_json": "runs/local-smoke/tokenizer/tokenizer.json"}
+    table["data"] |= {"train_shards": ["crates/input.txt"], "validation_shards": ["crates/input.txt"]}
+    table["runtime"]["checkpoint"]["directory"] = "runs/local-smoke/checkpoints"
+    run.mkdir(parents=True)
+    path = earlier.write(tmp_path, f"training{end}", table).rename(run / f"training{end}")
+    monkeypatch.chdir("/")  # wherever it is read from
+    config = load_config(path)
+    assert config.tokenizer.tokenizer_json == run / "tokenizer/tokenizer.json"
+    assert config.data.train_shards == config.data.validation_shards == (tmp_path / "crates/input.txt",)
+    assert config.runtime.run_dir == run
+    assert any(note.startswith(f"paths: relative to {tmp_path}") for note in load_table(path)[1])
+    converted = load_config_of(convert_config(path, tmp_path)[0], tmp_path)
+    assert (converted.data.train_shards, converted.runtime.run_dir) == (config.data.train_shards, run)
+    assert EarlierConfig(path).training(0)["data"].get("train_shards") is None  # the text is gone
+    (tmp_path / "crates").mkdir()
+    (tmp_path / "crates/input.txt").write_text("text")
+    assert EarlierConfig(path).training(0)["data"]["train_shards"] == [str(tmp_path / "crates/input.txt")]
+
+
+def test_paths_that_are_absolute_stay(tmp_path):
+    table = copy.deepcopy(earlier.WRITTEN)
+    table["runtime"]["checkpoint"]["directory"] = str(tmp_path / "configs/checkpoints")
+    config = load_config(earlier.write(tmp_path, "a.yaml", table))
+    assert config.runtime.run_dir == tmp_path / "configs"
+    assert config.data.train_shards == (tmp_path / "corpus.txt",)
+
+
 def test_the_three_formats_mean_the_same(tmp_path):
     loaded = [load_config(earlier.write(tmp_path, f"training{end}", earlier.WRITTEN)) for end in
               (".toml", ".yaml", ".json")]  # fmt: skip
@@ -106,6 +143,66 @@ def test_what_cannot_be_kept_is_refused_with_what_to_write(tmp_path, key, value,
     table["tokenizer"].pop("tokenizer_json") if key == "tokenizer.vocab" else None
     message = fault(earlier.write(tmp_path, "a.yaml", table))
     assert any(key in line and says in line for line in message.splitlines()), message
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "key", "lines"),
+    [
+        (
+            {"total_epochs": 3},
+            "scheduler.total_steps",
+            ["total_steps = 1000", "total_epochs = 3"],
+        ),
+        ({"total_steps": None}, "scheduler.total_steps", ["total_steps = 10000", "total_epochs = 1"]),
+        ({"strategy": "constant", "min_lr": 3e-5}, "scheduler.min_lr", ['strategy = "cosine"', "leave min_lr out"]),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_told_the_lines(tmp_path, scheduler, key, lines):
+    table = copy.deepcopy(earlier.WRITTEN)
+    table["scheduler"] |= scheduler
+    message = fault(earlier.write(tmp_path, "a.json", table))
+    assert len(message.splitlines()) == 1
+    said, advice = message.split("; write instead: ")
+    assert f"a.json: {key}: " in said
+    assert advice.split(", ")[0].split(" or ")[0] == lines[0]
+    for line in lines:  # each of them, written as it is said, mends the file
+        assert line in advice
+        mended = copy.deepcopy(table["scheduler"])
+        if "out" in line:
+            mended.pop("min_lr")
+        else:
+            name, value = line.split(" = ")
+            others = {"total_steps": "total_epochs", "total_epochs": "total_steps"}
+            mended.pop(others.get(name), None)
+            mended[name] = value.strip('"') if name == "strategy" else int(value)
+        load_config(earlier.write(tmp_path, "b.json", table | {"scheduler": mended}))
+
+
+@pytest.mark.parametrize(
+    ("key", "ours", "value"),
+    [
+        ("runtime.checkpoint.max_keep", "max_keep", 1_000_000),  # all, as there
+        ("runtime.checkpoint.every_n_steps", "every_n_steps", 200),
+    ],
+)
+def test_keys_without_a_value_load(tmp_path, key, ours, value):
+    table = copy.deepcopy(earlier.WRITTEN)
+    table["runtime"]["checkpoint"][ours] = None
+    path = earlier.write(tmp_path, "a.yaml", table)
+    assert getattr(load_config(path).runtime.checkpoint, ours) == value
+    assert getattr(load_config_of(convert_config(path, tmp_path)[0], tmp_path).runtime.checkpoint, ours) == value
+
+
+def test_an_evaluation_that_never_came_is_said(tmp_path):
+    table = copy.deepcopy(earlier.WRITTEN)
+    table["runtime"]["evaluation"]["every_n_steps"] = None
+    _, notes = load_table(earlier.write(tmp_path, "a.yaml", table))
+    assert any(note.startswith("runtime.evaluation.every_n_steps: no value meant never") for note in notes)
+
+
+def test_a_file_of_another_format_is_asked_about(tmp_path):
+    written = earlier.write(tmp_path, "m3_medium.toml", earlier.WRITTEN)
+    assert fault(written.with_suffix(".yaml")).endswith(f"no such file; did you mean {written}?")
 
 
 def test_max_lr_was_the_exponent_of_polynomial_decay(tmp_path):

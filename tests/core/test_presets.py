@@ -14,7 +14,10 @@ from sconce.planning.devices import named
 from sconce.training.plan import plan_run
 
 ROOT = Path(__file__).parents[2]
+EARLIER = ("local", "full")  # with the values that the system before Sconce had under these names
 DEVICES = {
+    "local": "m1-8",
+    "full": "m3-16",
     "local_smoke": "m1-8",
     "m3_20m": "m3-16",
     "m3_20m_streaming": "m3-16",
@@ -28,7 +31,7 @@ DEVICES = {
     "runpod_2b": "h100",
     "runpod_4b": "h200",
 }
-NAMED = {"local_smoke": 1.1e6, "m3_medium": 22e6, "m3_20m_streaming": 20e6}
+NAMED = {"local": 1e6, "full": 50e6, "local_smoke": 1.1e6, "m3_medium": 22e6, "m3_20m_streaming": 20e6}
 
 
 def said_size(name):
@@ -42,7 +45,7 @@ def count(model, vocab):
     """Parameters of a gated, tied, bias-free transformer, by hand."""
     hidden, heads, kv = model["hidden_size"], model["num_attention_heads"], model["num_key_value_heads"]
     head = hidden // heads
-    width = -(-8 * hidden // 3 // 32) * 32
+    width = model.get("intermediate_size", -(-8 * hidden // 3 // 32) * 32)
     block = 2 * hidden * heads * head + 2 * hidden * kv * head + 3 * hidden * width + 2 * hidden
     return vocab * hidden + model["num_layers"] * block + hidden
 
@@ -67,7 +70,7 @@ def test_it_fits_its_machine_without_anything_being_changed(name):
     assert plan.chosen_checkpointing == "none"
 
 
-@pytest.mark.parametrize("name", [name for name in DEVICES if name != "local_smoke"])
+@pytest.mark.parametrize("name", [name for name in DEVICES if name not in ("local_smoke", *EARLIER)])
 def test_budget_precision_and_heads(name):
     config = load_preset(name)
     tokens = config.scheduler.total_steps * config.data.batch_size * sequence_length(config)
@@ -88,6 +91,37 @@ def test_the_streaming_preset_is_its_namesake_on_a_stream():
     ]
 
 
+def test_the_names_of_the_earlier_system_have_its_values():
+    local, full = (load_preset(name) for name in EARLIER)
+    sizes = [
+        (model.hidden_size, model.intermediate_size, model.num_layers, model.num_attention_heads, model.vocab_size)
+        for model in (local.model, full.model)
+    ]
+    assert sizes == [(128, 512, 2, 2, 4096), (512, 2048, 8, 8, 32000)]
+    lengths = [(config.model.max_position_embeddings, config.data.batch_size) for config in (local, full)]
+    assert lengths == [(256, 4), (1024, 16)]
+    rates = [(config.optimizer.learning_rate, config.optimizer.weight_decay) for config in (local, full)]
+    assert rates == [(5e-4, 0.0), (3e-4, 0.1)]
+    assert (local.scheduler.strategy, local.scheduler.total_steps, local.scheduler.warmup_steps) == (
+        "constant",
+        200,
+        20,
+    )
+    assert full.scheduler.strategy == "cosine_with_warmup"
+    rhythms = [
+        (
+            runtime.precision,
+            runtime.checkpoint.every_n_steps,
+            runtime.checkpoint.max_keep,
+            runtime.evaluation.every_n_steps,
+            runtime.evaluation.max_batches,
+            runtime.log_every_n_steps,
+        )
+        for runtime in (local.runtime, full.runtime)
+    ]
+    assert rhythms == [("fp32", 50, 2, 50, 1, 1), ("bf16", 200, 5, 200, 1, 1)]
+
+
 def test_larger_models_learn_at_lower_rates():
     rates = [
         load_preset(f"runpod_{size}").optimizer.learning_rate for size in ("20m", "124m", "400m", "1b", "2b", "4b")
@@ -103,7 +137,9 @@ def test_paths_are_those_of_the_folder_where_the_user_stands(tmp_path, monkeypat
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(ConfigError, match=r"did you mean runpod_124m\? There are local_smoke, .*runpod_4b"):
+    with pytest.raises(
+        ConfigError, match=r"did you mean runpod_124m\? There are full, local, local_smoke, .*runpod_4b"
+    ):
         load_preset("runpod_125m")
 
 
