@@ -42,9 +42,12 @@ def plan(
     """Parameters, FLOPs, memory by part, time and cost of a run, without running it."""
     import json
 
+    from sconce.errors import ConfigError
     from sconce.planning.devices import named
     from sconce.training.plan import plan_run
 
+    if device is not None and backend is not Hardware.auto:
+        raise ConfigError("--backend: is for this machine; a --device has its own: give one of them")
     loaded = load_source(config, profile, override or [])
     if device is None or device == "cpu":
         made = plan_here(loaded, "cpu" if device == "cpu" else backend.value, mfu=mfu, price=price)

@@ -310,18 +310,20 @@ class RuntimeConfig(Section):
     )
     attention_backend: Literal["auto", "fused", "reference"] = Field(
         default="auto",
-        description="reference makes every probability as an array, fused none but for dropout; auto decides by "
-        "backend and length, or as ATTN_BACKEND says.",
+        description="reference makes every probability as an array; fused asks the framework's own kernel, unless "
+        "there is dropout; auto is fused but for MLX from 256 tokens on, whose kernel has no gradient: it goes by "
+        "blocks. Or what ATTN_BACKEND says.",
     )
     activation_checkpointing: str = Field(
         default="none",
-        pattern=r"none|block|every-[1-9]\d*",
+        pattern=r"^(none|block|every-[1-9]\d*)$",
         description="Blocks computed again for their gradient instead of kept: none, block (all) or every-K.",
     )
     loss_chunk: int | None = Field(
         default=None,
         ge=0,
-        description="Tokens whose logits are held at once; 0 for all. Default: 32 MiB of them, but 512 tokens.",
+        description="Tokens whose logits are held at once; 0 for all. Default: a quarter of the micro-batch, but "
+        "at most 128 MiB of logits and at least 512 tokens.",
     )
     compile: bool | None = Field(default=None, description="Compile the step. Default: on a GPU, not on a CPU.")
     run_dir: Path | None = Field(default=None, description="Folder that the run owns; --run-dir wins.")

@@ -26,6 +26,7 @@ class Setting:
     batch_size: int
     micro_batch_size: int
     seq_len: int
+    packed: bool = False  # rows of whole documents that do not see each other
 
     @property
     def tokens(self) -> int:
@@ -176,7 +177,7 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
         return kept + groups + q_size * act + 4 * row + dropped, 3 * 4 * row
     if not mlx:
         return kept, 0
-    if setting.options.attention == "auto" and setting.seq_len >= MLX_BLOCKED_FROM:
+    if _in_blocks(setting):
         is_kept = setting.seq_len < MLX_RECOMPUTED_FROM
         kept += act * (q_size + spec.num_heads * (setting.seq_len + MLX_BLOCK) // 2 if is_kept else 3 * q_size)
         return kept, 2 * act * spec.num_heads * MLX_BLOCK
@@ -184,11 +185,21 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
 
 
 def _mask_bytes(setting: Setting) -> int:
-    """The mask of a window, and of attention in full: one for all rows, and in PyTorch a layer's own copy."""
-    if setting.spec.sliding_window is None and not _in_full(setting):
+    """The mask of documents, of a window, and of attention in full: in PyTorch also a layer's own copy to add.
+
+    One for all rows, unless they hold documents; MLX's blocks have each their own, which is small.
+    """
+    full, mlx = _in_full(setting), setting.framework == "mlx"
+    if not (setting.packed or setting.spec.sliding_window is not None or full) or (mlx and _in_blocks(setting)):
         return 0
-    copies = setting.spec.num_layers * BYTES[setting.options.precision] if not _in_full(setting) else 0
-    return setting.seq_len**2 * (1 + (copies if setting.framework == "torch" else 0))
+    rows = setting.micro_batch_size if setting.packed else 1
+    copies = 0 if full or mlx else setting.spec.num_layers * BYTES[setting.options.precision]
+    return rows * setting.seq_len**2 * (1 + copies)
+
+
+def _in_blocks(setting: Setting) -> bool:
+    """Whether MLX's attention goes by blocks of queries."""
+    return not _in_full(setting) and setting.options.attention == "auto" and setting.seq_len >= MLX_BLOCKED_FROM
 
 
 def _end_bytes(setting: Setting) -> int:

@@ -81,17 +81,18 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
     stage = run.order.ramp.stages[-1]
     tokens = stage.batch_size * stage.seq_len
     yardstick = replace(run.yardstick, flops_per_token=count_flops(run.spec, stage.seq_len).training)
-    for step in range(stage.first_step, stage.first_step + WARM_UP + steps):
+    begin = stage.first_step + WARM_UP
+    for step in range(stage.first_step, begin):
+        _update(run, _read(run, step), step, clock)
+    peak = run.backend.memory()  # now: a step of twice the micro-batches may need more
+    for step in range(begin, begin + steps):
         started = clock()
         batches = _read(run, step)
-        read = clock()
+        data.append(clock() - started)
         returned, done = _update(run, batches, step, clock)
-        _, twice = _update(run, [*batches, *batches], step, clock)
-        if step >= stage.first_step + WARM_UP:
-            data.append(read - started)
-            host.append(returned)
-            single.append(done)
-            double.append(twice)
+        host.append(returned)
+        single.append(done)
+        double.append(_update(run, [*batches, *batches], step, clock)[1])
     once = median(single)
     forward_backward = min(max(median(double) - once, 0.0), once)
     rate = _spread([tokens / seconds for seconds in single], 1.0)
@@ -105,7 +106,7 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
         step_ms=_spread(single, 1e3),
         forward_backward_ms=1e3 * forward_backward,
         optimizer_ms=1e3 * (once - forward_backward),
-        memory_bytes=run.backend.memory(),
+        memory_bytes=peak,
         utilization=yardstick.shares(rate.median),
     )
 

@@ -38,6 +38,7 @@ def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
         batch_size=stages.largest_batch,
         micro_batch_size=micro_batch_size(config),
         seq_len=stages.longest,
+        packed=config.data.packing == "bestfit",
     )
 
 

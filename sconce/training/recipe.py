@@ -20,7 +20,8 @@ from sconce.planning.choice import LEAST_CHUNK
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 
-CHUNK_BYTES = 32 * 2**20  # float32 logits that are made at once
+CHUNKS = 4  # of a micro-batch: beside its activations a quarter of the logits is little
+CHUNK_BYTES = 128 * 2**20  # of float32 logits; more at once make a GPU no quicker
 
 
 def make_schedule(config: RunConfig, order: Order) -> Schedule:
@@ -117,5 +118,5 @@ def _loss_chunk(config: RunConfig, spec: ModelSpec) -> int | None:
 
 def default_loss_chunk(tokens: int, vocab_size: int) -> int | None:
     """How many tokens' logits a micro-batch of `tokens` makes at once; None for all."""
-    chunks = -(-tokens // max(LEAST_CHUNK, CHUNK_BYTES // (4 * vocab_size)))
-    return -(-tokens // chunks) if chunks > 1 else None
+    chunk = max(LEAST_CHUNK, min(-(-tokens // CHUNKS), CHUNK_BYTES // (4 * vocab_size)))
+    return chunk if chunk < tokens else None

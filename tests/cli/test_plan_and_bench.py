@@ -110,11 +110,26 @@ def test_it_lists_the_stages_and_plans_for_the_longest(llama):
     assert not [line for line in alone.splitlines() if line.startswith("stages")]
 
 
-def test_an_unknown_device_is_one_line(llama):
-    done = sconce_here("plan", "--config", llama, "--device", "h1000")
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert "h100" in done.stderr
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--device", "h1000"), "h100"),
+        (("--device", "h100", "--backend", "mlx"), "give one of them"),
+        (("--device", "h100", "--override", "runtime.activation_checkpointing=blocks"), "activation_checkpointing"),
+        (("--device", "h100", "--override", "runtime.activation_checkpointing=every-2x"), "activation_checkpointing"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(llama, flags, says):
+    done = sconce_here("plan", "--config", llama, *flags)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert says in done.stderr
+
+
+def test_packed_rows_need_room_for_their_masks(llama):
+    apart, packed = (
+        plan(llama, "--device", "h100", "--override", f"data.packing={how}") for how in ("concat", "bestfit")
+    )
+    assert packed["configured"]["memory"]["activations"] > apart["configured"]["memory"]["activations"]
 
 
 def test_a_vocabulary_that_is_not_known_yet(llama, tmp_path):

@@ -106,6 +106,22 @@ def test_attention_in_blocks_equals_the_reference(backend, monkeypatch, window, 
         np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
+@pytest.mark.parametrize("recomputed_from", [8, 100])
+def test_attention_in_blocks_is_the_same_compiled(backend, monkeypatch, recomputed_from):
+    """What a Mac runs from 256 tokens on."""
+    if backend.name != "mlx":
+        pytest.skip("PyTorch's kernels need no blocks")
+    monkeypatch.setattr("sconce_mlx.attention.RECOMPUTED_FROM", recomputed_from)
+    monkeypatch.setattr("sconce_mlx.attention.BLOCK", 6)
+    monkeypatch.setattr("sconce_mlx.model.BLOCKED_FROM", 8)
+    batches = [segmented(make_spec(**SPEC), seed) for seed in range(2)]
+    losses, state = after_steps(backend, make_spec(**SPEC), batches=batches)
+    again, other = after_steps(backend, make_spec(**SPEC), batches=batches, compile=True)
+    assert losses == pytest.approx(again, abs=1e-5)
+    for name, array in state.items():
+        np.testing.assert_allclose(array, other[name], atol=1e-5, err_msg=name)
+
+
 def fp16(backend, spec, weights=None):
     weights = random_weights(spec, scale=0.2) if weights is None else weights
     return backend.learner(spec, OptimSpec(), ComputeOptions(precision="fp16"), weights)

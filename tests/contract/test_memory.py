@@ -27,32 +27,41 @@ CASES = {
     "reference": {"attention": "reference"},
     "dropout": {"residual_dropout": 0.1, "attn_dropout": 0.1},
     "window": {"sliding_window": 40},
+    "packed": {"packed": True},
+    "blocks": {"seq_len": 512, "num_layers": 2},
+    "blocks, recomputed": {"seq_len": 1024, "num_layers": 2},
+    "blocks, packed": {"seq_len": 512, "num_layers": 2, "packed": True},
 }
-SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide")
+SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide", "blocks, packed")
 PEAK_CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SELDOM else []) for case in CASES]
 OPTIONS = ("precision", "recompute_every", "loss_chunk", "attention")
 ROWS, SEQ = 4, 128
 
 
 def setting_of(case, framework, rows=ROWS, **changes):
-    shape = {"max_position_embeddings": SEQ, **SHAPE, **case, **changes}
+    shape = {**SHAPE, **case, **changes}
+    packed, seq = shape.pop("packed", False), shape.pop("seq_len", SEQ)
     options = ComputeOptions(**{key: shape.pop(key) for key in OPTIONS if key in shape})
     return Setting(
-        spec=make_spec(**shape),
+        spec=make_spec(max_position_embeddings=seq, **shape),
         optim=OptimSpec(),
         options=options,
         framework=framework,
         compiled=False,
         batch_size=rows,
         micro_batch_size=rows,
-        seq_len=SEQ,
+        seq_len=seq,
+        packed=packed,
     )
 
 
 def learner_and_batch(setting):
     backend = load_backend("cpu" if setting.framework == "torch" else "mlx")
     learner = backend.learner(setting.spec, setting.optim, setting.options, random_weights(setting.spec))
-    return learner, random_batch(setting.spec, rows=setting.micro_batch_size, seq=setting.seq_len)
+    batch = random_batch(setting.spec, rows=setting.micro_batch_size, seq=setting.seq_len)
+    if setting.packed:
+        batch = batch._replace(segments=np.zeros_like(batch.inputs))
+    return learner, batch
 
 
 torch_only = pytest.mark.skipif("cpu" not in INSTALLED, reason="PyTorch is not installed")

@@ -139,9 +139,10 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BTH)
         if not self.fused or (context.keys_B is not None and self.dropout > 0):
             return self.merge(self._attend_in_full(q, k, v, context))
-        if q.is_cuda and q.dtype == torch.float32:  # no fused CUDA kernel shares float32 keys between heads
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         mask = context.mask
+        if q.is_cuda and (q.dtype == torch.float32 or mask is not None):
+            # No fused CUDA kernel shares keys between heads in float32, and none that takes a mask.
+            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         return self.merge(out)
 
