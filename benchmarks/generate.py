@@ -134,8 +134,12 @@ def main() -> None:
         else:
             print("  ".join(f"{variant} {rates[variant][-1]:,.0f}" for variant in variants), flush=True)
     for variant, measured in rates.items():
-        ratio = statistics.median(a / b for a, b in zip(rates["ours"], measured, strict=True))
-        print(f"{variant:<14}{statistics.median(measured):>8,.0f} tok/s   ours alone is {ratio:.2f} times that")
+        pairs = list(zip(rates["ours"], measured, strict=True))
+        if variant == name:
+            beside = f"ours alone is {statistics.median(a / b for a, b in pairs):.2f} times that"
+        else:
+            beside = f"{statistics.median(b / a for a, b in pairs):.2f} times ours alone"
+        print(f"{variant:<14}{statistics.median(measured):>8,.0f} tok/s   {beside}")
 
 
 if __name__ == "__main__":

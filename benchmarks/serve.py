@@ -1,11 +1,13 @@
 """`sconce serve` under load: clients that stream for a minute, next to others that misbehave.
 
     python benchmarks/serve.py RUN [--backend cpu|cuda|mlx] [--clients 32] [--seconds 60] [--max-tokens 100]
+                               [--growth-mib 50]
 
 Every client writes greedily, again and again, from prompts of its own, whose continuations were asked for one by one
 before: each must come out the same in company. Meanwhile one more client sends broken JSON, prompts that are too long,
 and requests that it drops halfway. Printed: faults of any kind, tokens a second, the time to the first token, and the
-server's memory every few seconds. Exit code 1 if there was a fault.
+server's memory every few seconds. From a third of the time on, when every client has been served, it may grow by
+`--growth-mib` at most: more is a fault. Exit code 1 if there was one.
 """
 
 import argparse
@@ -121,6 +123,11 @@ def memory_mib(process):
     return int(re.search(r"VmRSS:\s+(\d+)", status.read_text())[1]) / 1024 if status.is_file() else float("nan")
 
 
+def growth(memory):
+    """MiB from a third of the way to the end."""
+    return memory[-1] - memory[len(memory) // 3]
+
+
 def open_requests(port):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/health")
@@ -153,6 +160,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--max-tokens", type=int, default=100)
+    parser.add_argument("--growth-mib", type=float, default=50)
     arguments = parser.parse_args()
     count = range(arguments.clients)
     prompts = [[f"{WORDS[(i + j) % len(WORDS)]} {i * PROMPTS_EACH + j}" for j in range(PROMPTS_EACH)] for i in count]
@@ -164,6 +172,8 @@ def main() -> int:
         before = memory_mib(process)
         tally, memory, seconds = load(port, process, prompts, alone, arguments)
         left = open_requests(port)
+    if growth(memory) > arguments.growth_mib:
+        tally.faults.append(f"memory grew by {growth(memory):.0f} MiB, and may by {arguments.growth_mib:.0f}")
     first = sorted(tally.first_seconds)
     print(f"{len(tally.tokens)} streams by {arguments.clients} clients in {seconds:.0f} s, {len(tally.faults)} faults")
     print(f"{len(set(alone.values()))} different continuations of {len(alone)} prompts; each as it is alone")

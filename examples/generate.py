@@ -19,8 +19,8 @@ def main(run: str, prompt: str) -> None:
     asked = Prompt(text=prompt, max_tokens=1, sampling=Sampling(temperature=0), alternatives=5)
     (completion,) = model.complete([asked])
     for token in completion.tokens:
-        for text, logprob in token.alternatives:
-            print(f"{math.exp(logprob):7.1%}  {text!r}")
+        for other in token.alternatives:
+            print(f"{math.exp(other.logprob):7.1%}  {other.text!r}")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,11 @@ def _print(session: "Session", pieces: Iterator[str]) -> None:
         typer.echo("stopped", err=True)
         return
     typer.echo()
+    if session.finish == "length" and session.figures.new_tokens < session.max_tokens:
+        positions = session.model.spec.max_position_embeddings
+        typer.echo(
+            f"ended before max_tokens {session.max_tokens}: the model's {positions:,} positions are full", err=True
+        )
     if sys.stderr.isatty():
         forgotten = f"; the first {session.forgotten:,} tokens no longer fit" if session.forgotten else ""
         told = ", ".join(filter(None, (session.figures.speed(), session.finish)))

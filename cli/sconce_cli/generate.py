@@ -83,11 +83,10 @@ def generate(
         place = f"{device.kind} through {device.backend}, {dtype.value}"
         typer.echo(f"{model.path.name}: {model.spec.num_params:,} parameters, {place}, in {seconds:.1f} s", err=True)
     figures = Figures()
-    if as_json:
-        _print_json(model, prompts, figures)
-    else:
-        _print_text(model, prompts, figures)
+    cut = (_print_json if as_json else _print_text)(model, prompts, figures)
     if not quiet:
+        if cut:
+            typer.echo(_cut(cut, len(prompts), max_tokens, model.spec.max_position_embeddings), err=True)
         typer.echo(_speed(figures), err=True)
 
 
@@ -110,23 +109,40 @@ def _texts(prompts: Sequence[str], file: Path | None, each_line: bool) -> list[s
     return texts
 
 
-def _print_text(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> None:
-    """One continuation as it comes; several when all are there."""
+def _print_text(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> int:
+    """One continuation as it comes; several when all are there. How many ended for want of positions."""
     if len(prompts) == 1:
         pieces = model.stream(prompts, figures)  # which refuses a prompt before it is printed
         typer.echo(str(prompts[0].text), nl=False)
+        finish = None
         for piece in pieces:
             typer.echo(piece.text, nl=False)
+            finish = piece.finish
         typer.echo()
-        return
-    for number, (prompt, done) in enumerate(zip(prompts, model.complete(prompts, figures), strict=True), 1):
+        return int(finish == "length" and figures.new_tokens < prompts[0].max_tokens)
+    completions = model.complete(prompts, figures)
+    for number, (prompt, done) in enumerate(zip(prompts, completions, strict=True), 1):
         typer.echo(f"=== {number} of {len(prompts)}")
         typer.echo(f"{prompt.text}{done.text}")
+    return _count_cut(prompts, completions)
 
 
-def _print_json(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> None:
-    for prompt, done in zip(prompts, model.complete(prompts, figures), strict=True):
+def _print_json(model: "TextModel", prompts: "Sequence[Prompt]", figures: "Figures") -> int:
+    """One record a line. How many ended for want of positions."""
+    completions = model.complete(prompts, figures)
+    for prompt, done in zip(prompts, completions, strict=True):
         typer.echo(json.dumps(_record(prompt, done), ensure_ascii=False))
+    return _count_cut(prompts, completions)
+
+
+def _count_cut(prompts: "Sequence[Prompt]", completions: "Sequence[Completion]") -> int:
+    pairs = zip(prompts, completions, strict=True)
+    return sum(done.finish == "length" and len(done.tokens) < prompt.max_tokens for prompt, done in pairs)
+
+
+def _cut(count: int, of: int, max_tokens: int, positions: int) -> str:
+    which = "the text ends" if of == 1 else f"{count} of {of} texts end"
+    return f"{which} before --max-tokens {max_tokens}: the model's {positions:,} positions, prompt included, are full"
 
 
 def _record(prompt: "Prompt", done: "Completion") -> dict[str, object]:
@@ -134,7 +150,7 @@ def _record(prompt: "Prompt", done: "Completion") -> dict[str, object]:
     for token in done.tokens:
         tokens.append({"id": token.id, "text": token.text, "logprob": token.logprob})
         if prompt.alternatives:
-            tokens[-1]["alternatives"] = [{"text": text, "logprob": p} for text, p in token.alternatives]
+            tokens[-1]["alternatives"] = [{"text": one.text, "logprob": one.logprob} for one in token.alternatives]
     return {
         "prompt": prompt.text,
         "text": done.text,

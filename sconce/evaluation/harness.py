@@ -17,7 +17,7 @@ import yaml
 
 from sconce.checkpoint.evaluations import Result
 from sconce.errors import ConfigError, DataError, SconceError
-from sconce.evaluation.requests import UNSCORABLE, Pair, log_likelihoods, write_continuations
+from sconce.evaluation.requests import UNSCORABLE, Pair, log_likelihoods, prefix_id, text_ids, write_continuations
 from sconce.generation.model import TextModel
 
 RESAMPLES = 1000  # of the bootstrap, where a metric's standard error has no formula
@@ -136,10 +136,10 @@ def _adapter(model: TextModel, options: TaskOptions) -> object:
 
     class SconceModel(base):
         eot_token_id = model.tokenizer.eos_id
-        prefix_token_id = _prefix(model)
+        prefix_token_id = prefix_id(model)
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
-            return model.tokenizer.encode(string)
+            return text_ids(model, string, add_special_tokens)
 
         def loglikelihood(self, requests: Sequence[Any], **options: object) -> list[tuple[float, bool]]:
             if not all("".join(request.args) for request in requests):
@@ -162,12 +162,6 @@ def _adapter(model: TextModel, options: TaskOptions) -> object:
     return SconceModel()
 
 
-def _prefix(model: TextModel) -> int:
-    """What a text without a context follows: as for the harness's own `hf` model, BOS where the tokenizer has it."""
-    tokenizer = model.tokenizer
-    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-
-
 def _rolling(model: TextModel, texts: Sequence[str], batch_size: int) -> list[float]:
     """Log-probability of whole texts, in windows as the harness cuts them."""
     cut: Any = import_module("lm_eval.utils")
@@ -175,8 +169,8 @@ def _rolling(model: TextModel, texts: Sequence[str], batch_size: int) -> list[fl
     owners: list[int] = []
     for owner, text in enumerate(texts):
         windows = cut.get_rolling_token_windows(
-            token_list=model.tokenizer.encode(text),
-            prefix_token=_prefix(model),
+            token_list=text_ids(model, text),
+            prefix_token=prefix_id(model),
             max_seq_len=model.spec.max_position_embeddings,
             context_len=1,
         )

@@ -20,6 +20,23 @@ Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a context and of what continues it."""
 
 
+def prefix_id(model: TextModel) -> int:
+    """What a text without a context follows: as for the harness's own `hf` model, BOS where the tokenizer has it."""
+    tokenizer = model.tokenizer
+    return tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+
+
+def text_ids(model: TextModel, text: str, whole: bool | None = None) -> list[int]:
+    """Token ids of a task's text as the harness's own `hf` model makes them.
+
+    Special tokens that the text spells are those tokens. A `whole` text gets what the tokenizer's post-processor puts
+    around one, BOS above all; None: unless it spells that itself.
+    """
+    if whole is None:
+        whole = not text.startswith(model.tokenizer.decode([prefix_id(model)], skip_special=False))
+    return model.tokenizer.encode_markup(text, whole)
+
+
 def log_likelihoods(model: TextModel, pairs: Sequence[Pair], batch_size: int) -> list[tuple[float, bool]]:
     """Of each continuation: its natural log-probability, and whether greedy decoding would write it.
 
@@ -60,7 +77,7 @@ def _pad(pairs: Sequence[Pair], positions: int) -> Batch:
 def write_continuations(
     model: TextModel, asked: Iterable[tuple[str, Mapping[str, object]]], batch_size: int, seed: int
 ) -> list[str]:
-    """What continues each text, by its own `generation_kwargs`; greedily unless they say `do_sample`.
+    """What continues each text, by its own `generation_kwargs`; drawn if they say `do_sample`, or only a temperature.
 
     A text is cut on the left so that all that is asked for fits. Raises ConfigError for a key or a value that has no
     meaning here.
@@ -79,26 +96,37 @@ def _prompt(model: TextModel, text: str, options: Mapping[str, object], seed: in
             f"max_gen_toks: the task asks for {limit} tokens, and the model has {limit + room} positions, at least one "
             "for what they continue: set generation_kwargs.max_gen_toks lower in the task"
         )
-    until = cast(str | list[str], left.pop("until", None) or [])
+    until = cast(str | list[str] | None, left.pop("until", None))
+    stop = () if until is None else (until,) if isinstance(until, str) else tuple(until)
+    if "" in stop:
+        raise ConfigError("generation_kwargs.until: found an empty text: take it out of the task")
     sampling = _sampling(left)
     if left:
         raise ConfigError(f"generation_kwargs.{', '.join(left)}: not known here: take it out of the task")
     return Prompt(
-        text=tuple(model.encode(text)[-room:]),
+        text=tuple(text_ids(model, text)[-room:] or [prefix_id(model)]),
         max_tokens=limit,
         sampling=sampling,
         seed=seed,
         choice=index,
-        stop=(until,) if isinstance(until, str) else tuple(until),
+        stop=stop,
     )
 
 
 def _sampling(left: dict[str, object]) -> Sampling:
-    """What the options say of sampling, taken out of them."""
-    greedy = not left.pop("do_sample", False)
-    temperature = cast(float, left.pop("temperature", 1.0))
+    """What the options say of sampling, taken out of them.
+
+    As the harness has it, a temperature alone means sampling, and with neither the likeliest token is taken, whatever
+    else is said; as transformers has it, sampling without a temperature is at 1.
+    """
+    temperature = cast(float | None, left.pop("temperature", None))
+    do_sample = cast(bool | None, left.pop("do_sample", None))
+    if do_sample and temperature == 0:
+        raise ConfigError("generation_kwargs.temperature: found 0 with do_sample: true, expected more, or false")
+    if do_sample is None:
+        do_sample = bool(temperature)
     return Sampling(
-        temperature=0.0 if greedy else temperature,
+        temperature=(1.0 if temperature is None else temperature) if do_sample else 0.0,
         top_k=cast(int, left.pop("top_k", 0)),
         top_p=cast(float, left.pop("top_p", 1.0)),
         min_p=cast(float, left.pop("min_p", 0.0)),

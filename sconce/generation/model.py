@@ -26,7 +26,7 @@ MAX_ROWS = 32  # sequences decoded at once
 class Prompt:
     """Text, or token ids, to continue, and how; see Request. An empty text starts a document.
 
-    Raises ConfigError for no tokens to come, or a seed below 0.
+    Raises ConfigError for no tokens to come, a seed below 0, or an empty stop string.
     """
 
     text: str | tuple[int, ...]
@@ -41,16 +41,22 @@ class Prompt:
         for name, value, least in (("max_tokens", self.max_tokens, 1), ("seed", self.seed, 0)):
             if value < least:
                 raise ConfigError(f"{name}: found {value}, expected at least {least}")
+        if "" in self.stop:
+            raise ConfigError("stop: found an empty text, expected one that what is written may come to")
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that was drawn: its id, its text (U+FFFD for a part of a character), and natural log-probabilities."""
+    """A token that was drawn: its id, text (U+FFFD for a part of a character) and natural log-probability.
+
+    `utf8` are the very bytes of its text, none for a special token. `alternatives` have none of their own.
+    """
 
     id: int
     text: str
+    utf8: bytes
     logprob: float | None
-    alternatives: tuple[tuple[str, float], ...]
+    alternatives: tuple["Token", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,13 @@ class Writer:
     def _token(self, event: Event) -> Token | None:
         if event.token is None:
             return None
-        likely = tuple((self._tokenizer.decode([other], skip_special=False), p) for other, p in event.alternatives)
-        return Token(event.token, self._tokenizer.decode([event.token]), event.logprob, likely)
+        spelled = self._tokenizer.token_text
+        likely = tuple(
+            Token(other, self._tokenizer.decode([other], skip_special=False), spelled(other), logprob)
+            for other, logprob in event.alternatives
+        )
+        text = self._tokenizer.decode([event.token])
+        return Token(event.token, text, spelled(event.token), event.logprob, likely)
 
 
 class TextModel:

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from sconce.errors import CheckpointError, ConfigError
 
+PENALTIES = (0.01, 100)  # beyond, a penalty says no more, and far beyond, logits leave the range of numbers
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -28,7 +30,10 @@ class Sampling:
             "top_k": (self.top_k >= 0, "at least 0"),
             "top_p": (0 <= self.top_p <= 1, "from 0 to 1"),
             "min_p": (0 <= self.min_p <= 1, "from 0 to 1"),
-            "repetition_penalty": (0 < self.repetition_penalty <= 100, "above 0 and at most 100"),
+            "repetition_penalty": (
+                PENALTIES[0] <= self.repetition_penalty <= PENALTIES[1],
+                f"from {PENALTIES[0]} to {PENALTIES[1]}",
+            ),
         }
         for name, (allowed, expected) in limits.items():
             if not allowed:

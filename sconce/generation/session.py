@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from sconce.errors import ConfigError
+from sconce.errors import ConfigError, SconceError
 from sconce.generation.engine import Figures, Finish
-from sconce.generation.model import Prompt, TextModel
+from sconce.generation.model import Piece, Prompt, TextModel
 from sconce.generation.sampling import Sampling
 
 SETTINGS = {
@@ -61,17 +61,27 @@ class Session:
     def write(self, given: str) -> Iterator[str]:
         """Add a person's text and yield the model's as it comes; what has come stays when this is not run to its end.
 
-        The beginning of a document that is too long is left out.
+        The beginning of a document that is too long is left out. Raises DataError, and nothing is added, for a turn
+        that the chat template refuses, or that alone fills the model.
         """
         self.turns.append(Turn(given))
-        return self._continue()
+        try:
+            return self._continue()
+        except SconceError:
+            self.turns.pop()
+            raise
 
     def again(self) -> Iterator[str]:
-        """Another continuation in place of the last one. Raises ConfigError when there is none."""
+        """Another continuation in place of the last one. Raises ConfigError when there is none, else as `write`."""
         if not self.turns:
             raise ConfigError("there is nothing yet to write again")
-        self.turns[-1].written = ""
-        return self._continue()
+        turn = self.turns[-1]
+        before, turn.written = turn.written, ""
+        try:
+            return self._continue()
+        except SconceError:
+            turn.written = before
+            raise
 
     def undo(self) -> Turn:
         """Take the last turn back. Raises ConfigError when there is none."""
@@ -107,7 +117,7 @@ class Session:
         return f"{opening}User: {turn.given}\nAssistant:" + (" " if self.templated else "")
 
     def _continue(self) -> Iterator[str]:
-        turn = self.turns[-1]
+        """What the model writes in the last turn; what stands in its way is raised here, not on the way."""
         prompt = Prompt(
             text=self._conversation() if self.templated else self._document(),
             max_tokens=self.max_tokens,
@@ -116,9 +126,14 @@ class Session:
             choice=self._attempts,
             stop=("\nUser:",) if self.dialogue and not self.templated else (),
         )
+        figures = Figures()
+        pieces = self.model.stream([prompt], figures)
         self._attempts += 1
-        self.figures, self.finish = Figures(), None
-        for piece in self.model.stream([prompt], self.figures):
+        self.figures, self.finish = figures, None
+        return self._written(self.turns[-1], pieces)
+
+    def _written(self, turn: Turn, pieces: Iterator[Piece]) -> Iterator[str]:
+        for piece in pieces:
             turn.written += piece.text
             self.finish = piece.finish
             yield piece.text

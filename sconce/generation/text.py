@@ -12,7 +12,7 @@ class TextStream:
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self.stopped = False
         self._tokenizer = tokenizer
-        self._stop = tuple(text for text in stop if text)
+        self._stop = tuple(stop)
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 

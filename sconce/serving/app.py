@@ -5,7 +5,7 @@ import hmac
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import TypeVar
@@ -22,7 +22,7 @@ from sconce.errors import SconceError
 from sconce.generation.model import Piece, Prompt, TextModel
 from sconce.serving.requests import ChatRequest, CompletionRequest, Options
 from sconce.serving.responses import Answer, ChatAnswer, Usage, error
-from sconce.serving.scheduler import BusyError, Job, Scheduler
+from sconce.serving.scheduler import BusyError, EndedError, Job, Scheduler
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -71,7 +71,7 @@ class _Inbox:
 
     def deliver(self, item: Piece | SconceError) -> None:
         """Called by the scheduler; a loop that has closed has nobody left who waits."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
 
     async def pieces(self, choices: int) -> AsyncGenerator[Piece, None]:
@@ -118,8 +118,10 @@ class Api:
         return HTMLResponse(html, headers={"Content-Security-Policy": PAGE_POLICY})
 
     async def health(self, _: Request) -> Response:
-        """That the server is up, and how busy."""
-        return JSONResponse({"status": "ok", "requests": self.scheduler.open})
+        """That the server is up, and how busy; status 503 when nothing is decoded any more."""
+        ended = self.scheduler.ended
+        said = {"status": "ended" if ended else "ok", "requests": self.scheduler.open}
+        return JSONResponse(said, 503 if ended else 200)
 
     async def models(self, _: Request) -> Response:
         """The one model."""
@@ -133,11 +135,13 @@ class Api:
     async def completions(self, request: Request) -> Response:
         """Continue text."""
         asked = await self._read(request, CompletionRequest)
+        self._check_count(len(asked.texts) * (asked.n or 1))
         return await self._answer(request, asked, asked.prompts(), Answer, asked.logprobs is not None)
 
     async def chat(self, request: Request) -> Response:
         """Continue a conversation."""
         asked = await self._read(request, ChatRequest)
+        self._check_count(asked.n or 1)
         try:
             ids = await self._aside(self.model.chat, asked.turns) if self.model.has_chat_template else None
         except SconceError as bad:
@@ -177,6 +181,8 @@ class Api:
             return self.scheduler.submit(prompts, inbox.deliver)
         except BusyError as busy:
             raise _RefusalError(429, str(busy), "rate_limit_error", "busy") from None
+        except EndedError as ended:
+            raise _RefusalError(503, str(ended), "server_error") from None
         except SconceError as bad:
             raise _RefusalError(400, str(bad)) from None
 
@@ -251,6 +257,12 @@ class Api:
         given = request.headers.get("authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.options.api_key.encode()):
             raise _RefusalError(401, "the API key is missing or wrong: send Authorization: Bearer KEY", code="bad_key")
+
+    def _check_count(self, choices: int) -> None:
+        """More than ever fit can come again and again: that is no matter of waiting."""
+        if choices > self.scheduler.most:
+            most = f"this server takes {self.scheduler.most} at most: split them over several"
+            raise _RefusalError(400, f"{choices:,} texts are asked for in one request; {most}")
 
     def _check_name(self, name: str) -> None:
         if name != self.options.name:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from sconce.errors import ConfigError
 from sconce.generation.model import Prompt
 from sconce.generation.sampling import Sampling
 
@@ -13,7 +14,7 @@ MAX_CHOICES = 128
 MAX_STOPS = 16
 
 Ids = Annotated[list[int], Field(min_length=1)]
-Stop = Annotated[str, Field(max_length=1000)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class StreamOptions(BaseModel):
@@ -37,7 +38,7 @@ class Options(BaseModel):
     top_p: float | None = Field(default=None, ge=0, le=1)
     top_k: int = Field(default=0, ge=0)
     min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    repetition_penalty: float = 1.0
     n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     seed: int | None = Field(default=None, ge=0)
@@ -53,6 +54,14 @@ class Options(BaseModel):
     def _check_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise PydanticCustomError("idle", "stream_options has no meaning without stream")
+        return self
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        try:
+            _ = self.sampling
+        except ConfigError as bad:
+            raise PydanticCustomError("range", "{bad}", {"bad": str(bad)}) from None
         return self
 
     @property

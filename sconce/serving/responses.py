@@ -1,9 +1,11 @@
 """Answers in the OpenAI API's terms."""
 
+import codecs
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sconce.generation.model import Piece, Token
 
@@ -27,6 +29,20 @@ class Usage:
         }
 
 
+@dataclass(slots=True)
+class _Place:
+    """Characters of a choice so far; a token that begins within one has the offset of that one."""
+
+    offset: int = 0
+    decoder: codecs.IncrementalDecoder = field(default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace"))
+
+    def pass_by(self, utf8: bytes) -> int:
+        """Where a token of these bytes begins."""
+        begin = self.offset
+        self.offset += len(self.decoder.decode(utf8))
+        return begin
+
+
 class Answer:
     """What the parts of one answer have in common, for /v1/completions."""
 
@@ -35,6 +51,7 @@ class Answer:
     def __init__(self, model: str, usage: Usage, with_logprobs: bool) -> None:
         self.usage = usage
         self.with_logprobs = with_logprobs
+        self._places: defaultdict[int, _Place] = defaultdict(_Place)
         self._base: Json = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -65,21 +82,16 @@ class Answer:
         return {
             "index": pieces[0].index,
             "text": text,
-            "logprobs": self._logprobs(_tokens(pieces)) if self.with_logprobs else None,
+            "logprobs": self._logprobs(pieces[0].index, _tokens(pieces)) if self.with_logprobs else None,
             "finish_reason": pieces[-1].finish,
         }
 
-    def _logprobs(self, tokens: Sequence[Token]) -> Json:
-        offsets: list[int] = []
-        end = 0
-        for token in tokens:
-            offsets.append(end)
-            end += len(token.text)
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> Json:
         return {
             "tokens": [token.text for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [dict(token.alternatives) for token in tokens],
-            "text_offset": offsets,
+            "top_logprobs": [{other.text: other.logprob for other in token.alternatives} for token in tokens],
+            "text_offset": [self._places[index].pass_by(token.utf8) for token in tokens],
         }
 
 
@@ -105,18 +117,17 @@ class ChatAnswer(Answer):
         return {
             "index": pieces[0].index,
             **said,
-            "logprobs": self._logprobs(_tokens(pieces)) if self.with_logprobs else None,
+            "logprobs": self._logprobs(pieces[0].index, _tokens(pieces)) if self.with_logprobs else None,
             "finish_reason": pieces[-1].finish,
         }
 
-    def _logprobs(self, tokens: Sequence[Token]) -> Json:
-        def entry(text: str, logprob: float | None) -> Json:
-            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+    def _logprobs(self, index: int, tokens: Sequence[Token]) -> Json:
+        def entry(token: Token) -> Json:
+            return {"token": token.text, "logprob": token.logprob, "bytes": list(token.utf8) or None}
 
         return {
             "content": [
-                {**entry(token.text, token.logprob), "top_logprobs": [entry(*other) for other in token.alternatives]}
-                for token in tokens
+                {**entry(token), "top_logprobs": [entry(other) for other in token.alternatives]} for token in tokens
             ]
         }
 

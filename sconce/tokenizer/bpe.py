@@ -83,9 +83,12 @@ class Tokenizer:
         """`encode` of each text, on all cores."""
         return [encoding.ids for encoding in self._bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_markup(self, text: str) -> list[int]:
-        """Token ids of `text` in which special tokens are written out, as a chat template does; nothing is added."""
-        return self._marked.encode(text, add_special_tokens=False).ids
+    def encode_markup(self, text: str, whole: bool = False) -> list[int]:
+        """Token ids of `text` in which special tokens are written out, as a chat template does.
+
+        Nothing is added, but to a `whole` text what the tokenizer's post-processor puts around one.
+        """
+        return self._marked.encode(text, add_special_tokens=whole).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 (half a character) become U+FFFD."""

@@ -1,5 +1,6 @@
 """`sconce chat`, with lines piped in and in a terminal."""
 
+import io
 import os
 import pty
 import select
@@ -7,7 +8,7 @@ import subprocess
 import time
 
 import pytest
-from commands import start
+from commands import sconce_here, start
 from small_run import write_run
 from tiny import INSTALLED
 
@@ -105,6 +106,13 @@ def test_piped_lines_and_commands(run, tmp_path):
     assert saved.read_text() == f"a lamp{greedy}"
     for says in ("/nonsense: no such command", "top_p: found 9", "is there already"):
         assert says in err
+
+
+def test_an_answer_that_the_models_positions_end_is_told_of(run, monkeypatch):
+    for most, told in ((500, ["ended before max_tokens 500: the model's 128 positions are full"]), (5, [])):
+        monkeypatch.setattr("sys.stdin", io.StringIO("a lamp\n"))
+        done = sconce_here("chat", run, "--max-tokens", most, "--temperature", 0, "--backend", BACKEND)
+        assert done.stderr.splitlines()[1:] == told
 
 
 def test_in_a_terminal(run):

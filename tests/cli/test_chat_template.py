@@ -1,6 +1,7 @@
 """Chat templates: carried through import, training and export, and used by `sconce chat` and the server."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from commands import sconce_here, start, write_corpus
@@ -8,9 +9,10 @@ from foreign import write_model, write_tokenizer
 
 from sconce.errors import DataError
 from sconce.generation.chat_template import render_chat
-from sconce.generation.model import load_model
+from sconce.generation.model import TextModel, load_model
 from sconce.generation.session import Session
 from sconce.serving.requests import ChatRequest
+from sconce.tokenizer.bpe import Tokenizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is the reference, and makes the model")
 
@@ -19,6 +21,10 @@ TEMPLATE = (
     "    {% if message.role not in ['system', 'user', 'assistant'] %}{{ raise_exception('no such role') }}{% endif %}\n"
     "<|im_start|>{{ message.role }}\n{{ message.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+REFUSING = TEMPLATE.replace(
+    "<|im_start|>{{ message.role }}",
+    "{% if 'forbidden' in message.content %}{{ raise_exception('not that') }}{% endif %}<|im_start|>{{ message.role }}",
 )
 MESSAGES = [("system", "be a lamp"), ("user", " on the wall? 🙂 "), ("assistant", "a hill"), ("user", "in the night")]
 
@@ -91,6 +97,34 @@ def test_a_session_speaks_by_the_template_and_forgets_whole_turns(model):
     assert len(ids) <= model.spec.max_position_embeddings - 2
     assert session.forgotten > 0
     assert ids[:4] == list(model.chat([("user", "three")]))[:4]
+
+
+def test_a_turn_that_the_template_refuses_or_that_fills_the_model_is_taken_back(model):
+    tokenizer = replace(model.tokenizer.extras, chat_template=REFUSING)
+    session = Session(with_extras(model, tokenizer), dialogue=True, max_tokens=2)
+    list(session.write("one"))
+    before = session.text, session.settings()
+    for said in ("a word that is forbidden", "in the night " * 60):
+        with pytest.raises(DataError, match=r"not that|positions"):
+            session.write(said)
+        assert (session.text, session.settings()) == before
+    list(session.write("two"))
+    assert [turn.given for turn in session.turns] == ["one", "two"]
+
+
+def test_what_cannot_be_written_again_stays(model):
+    session = Session(model, dialogue=True, max_tokens=2)
+    list(session.write("one"))
+    before = session.text
+    session.model = with_extras(model, replace(model.tokenizer.extras, chat_template="{{ raise_exception('no') }}"))
+    with pytest.raises(DataError, match="no"):
+        session.again()
+    assert session.text == before
+
+
+def with_extras(model, extras):
+    tokenizer = Tokenizer(model.tokenizer.path, model.tokenizer.content, extras)
+    return TextModel(path=model.path, spec=model.spec, tokenizer=tokenizer, model=model.model)
 
 
 def test_the_server_puts_the_messages_by_the_template(model):

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from commands import sconce
+from commands import sconce, sconce_here
 from small_run import write_run
 from tiny import INSTALLED
 
@@ -71,11 +71,24 @@ def test_a_stop_string_ends_the_text_before_it(run):
     assert (free["finish_reason"], stopped["finish_reason"]) == ("length", "stop")
 
 
+@pytest.mark.parametrize("options", [(), ("--json",), ("--prompt", "a")])
+def test_a_text_that_the_models_positions_end_is_told_of(run, options):
+    """128 positions: not the tokens that were asked for, and neither the end of the document."""
+    asked = ("generate", run, "--backend", INSTALLED[-1], "--prompt", "a lamp", "--top-k", 1, *options)
+    which = "2 of 2 texts end" if "--prompt" in options else "the text ends"
+    told = f"{which} before --max-tokens 500: the model's 128 positions, prompt included, are full"
+    assert sum(told in line for line in sconce_here(*asked, "--max-tokens", 500).stderr.splitlines()) == 1
+    assert "positions" not in sconce_here(*asked, "--max-tokens", 5).stderr
+    assert sconce_here(*asked, "--max-tokens", 500, "--quiet").stderr == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--prompt", "night " * 200), "positions"),
         (("--repetition-penalty", "-1"), "repetition_penalty"),
+        (("--repetition-penalty", "1e-308"), "repetition_penalty: found 1e-308, expected from 0.01 to 100"),
+        (("--stop", "a", "--stop", ""), "stop: found an empty text"),
         (("--prompt-file", "nowhere.txt"), "nowhere.txt"),
         (("--logprobs", 3), "--json"),
         (("--each-line",), "--prompt-file"),

@@ -8,25 +8,26 @@ import json
 import shutil
 import sys
 from importlib.util import find_spec
+from urllib.request import urlopen
 
 import earlier
 import foreign
 import pytest
 import typer
-from commands import SMALL, checkpoints, sconce_here, write_corpus
+from commands import SMALL, checkpoints, sconce_here, serving, write_corpus
 from guides import ROOT, blocks, named_flags, sconce_commands
 
 from sconce_cli.main import app
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HERE = ["README", "moving", "data", "evaluation", "reports"]
+HERE = ["README", "moving", "data", "evaluation", "reports", "serving"]
 ELSEWHERE = {"runpod", "quickstart-mac", "rtx5090", "streaming", "hub", "coming-from-rust"}
 # Rows long enough for the strides that the guides name, and wide enough to be quantised.
 SIZES = ["model.max_position_embeddings=128", "model.hidden_size=64"]
 TINY = [part for text in [*SMALL, *SIZES] for part in ("--override", text)]
 # A horizon beyond each run that a guide goes on with.
 LONGER = ["--override", "scheduler.total_steps=34", "--override", "scheduler.warmup_steps=0"]
-# Options that a command gets behind its own; `serve` runs until it is stopped, and is not run.
+# Options that a command gets behind its own.
 BEHIND = {
     "orchestrate": ["--backend", "cpu", "--vocab-size", "300", *TINY],
     "train": ["--backend", "cpu", *LONGER],
@@ -87,12 +88,41 @@ def test_every_command_of_a_page_works(prepared, tmp_path, monkeypatch, name):
     commands = sconce_commands(page)
     assert commands, "this page has none"
     for words in commands:
-        if words[0] == "serve" or "arc_easy,hellaswag" in words:  # see test_every_option_is_there
+        if "arc_easy,hellaswag" in words or words == ["serve", "runs/local"]:  # test_every_option_is_there, test_serve
+            continue
+        if words[0] == "serve":
+            check_serves(tmp_path / "here" / words[1], words[2:])
             continue
         if any(module for word, module in NEEDS.items() if word in words and find_spec(module) is None):
             continue
         done = sconce_here(*words, *BEHIND.get(words[0], []), cwd=tmp_path / "here")
         assert done.returncode == 0, f"{name}: sconce {' '.join(words)}: {done.stderr}"
+
+
+def check_serves(run, options):
+    """It would run until it is stopped."""
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        return
+    with serving(run, "cpu", *options, "--port", 0) as (server, _):
+        address = server.replace("0.0.0.0", "127.0.0.1")
+        assert json.load(urlopen(f"{address}/health")) == {"status": "ok", "requests": 0}
+
+
+def test_what_a_page_types_into_a_chat_is_understood(prepared, monkeypatch):
+    (block,) = blocks(ROOT / "docs/serving.md", "chat")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(block.text))
+    done = sconce_here("chat", "runs/local", *BEHIND["chat"], cwd=prepared)
+    assert done.returncode == 0
+    started, *told = done.stderr.splitlines()
+    assert "/help for what can be done" in started
+    expected = [
+        "temperature 0.5  top_k 50",
+        "temperature 0.5  top_k 50",
+        "took back: 'a lamp on the wall'",
+        "starting over",
+    ]
+    assert all(line.startswith(start) for line, start in zip(told, expected, strict=False)), told
+    assert len(done.stdout.splitlines()) >= 3
 
 
 @pytest.mark.slow

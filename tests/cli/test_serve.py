@@ -15,7 +15,10 @@ from commands import serving, start
 from small_run import write_run
 from tiny import INSTALLED
 
+import sconce
 from sconce.errors import DataError
+from sconce.generation.engine import Engine
+from sconce.generation.model import Prompt
 from sconce.tokenizer.bpe import load_tokenizer
 
 httpx = pytest.importorskip("httpx", reason="comes with the openai client")
@@ -69,14 +72,26 @@ def test_the_official_client_completes(run, client):
     *chunks, last = complete(client, stream=True, stream_options={"include_usage": True})
     assert "".join(chunk.choices[0].text for chunk in chunks) == choice.text
     assert last.usage == whole.usage
+    chunks = list(complete(client, stream=True, logprobs=2, n=2))
+    for index, alone in enumerate(complete(client, logprobs=2, n=2).choices):
+        streamed = [place for chunk in chunks for place in offsets(chunk.choices[0]) if chunk.choices[0].index == index]
+        assert streamed == offsets(alone)
+        assert len(set(streamed)) > 8
     assert complete(client, seed=4).choices[0].text != choice.text
+
+
+def offsets(choice):
+    return choice.logprobs.text_offset if choice.logprobs else []
 
 
 def test_the_official_client_chats(client):
     asked = {"model": "night", "messages": [{"role": "user", "content": "a hill?"}], "seed": 1, "max_tokens": 12}
     whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     assert whole.choices[0].message.role == "assistant"
-    assert len(whole.choices[0].logprobs.content) == 12
+    content = whole.choices[0].logprobs.content
+    assert len(content) == 12
+    said = b"".join(bytes(token.bytes or []) for token in content)
+    assert said.decode(errors="replace") == whole.choices[0].message.content
     chunks = list(client.chat.completions.create(**asked, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == whole.choices[0].message.content
@@ -132,7 +147,15 @@ def test_a_parameter_that_would_do_nothing_is_refused(server, asked, says):
         (b'{"prompt": "a", "model": "other"}', 404, "other"),
         (json.dumps({"prompt": "night " * 2000}).encode(), 400, "positions"),
         (json.dumps({"prompt": "a" * 30000}).encode(), 413, "20,000 bytes"),
-        (json.dumps({"prompt": "a", "n": 100}).encode(), 429, "try again"),
+        (json.dumps({"prompt": "a", "n": 100}).encode(), 400, "takes 46 at most"),
+        (json.dumps({"prompt": ["a"] * 24, "n": 2}).encode(), 400, "48 texts"),
+        (json.dumps({"prompt": ["a"] * 2000, "n": 128}).encode(), 400, "256,000 texts"),
+        (b'{"prompt": "a", "repetition_penalty": 5e-324}', 400, "found 5e-324, expected from 0.01 to 100"),
+        (b'{"prompt": "a", "repetition_penalty": 1e-308, "stream": true}', 400, "repetition_penalty"),
+        (b'{"prompt": "a", "repetition_penalty": NaN}', 400, "repetition_penalty"),
+        (b'{"prompt": "a", "repetition_penalty": 101}', 400, "repetition_penalty"),
+        (b'{"prompt": "a", "stop": ""}', 400, "stop"),
+        (b'{"prompt": "a", "stop": ["b", ""]}', 400, "stop"),
         (b"\xff\xfe", 400, "JSON"),
     ],
 )
@@ -141,6 +164,17 @@ def test_bad_requests_are_told_what_is_wrong(server, body, status, says):
     assert answer.status_code == status, answer.text
     assert says in answer.json()["error"]["message"]
     assert idle(server)
+
+
+def test_who_finds_the_line_full_may_come_again(server):
+    long = {"prompt": "a", "max_tokens": 500, "stream": True, "temperature": 2, "n": 40}
+    with httpx.stream("POST", f"{server}/v1/completions", json=long) as answer:
+        events = answer.iter_lines()  # which closes the connection when it goes
+        assert next(events).startswith("data: ")
+        refused = httpx.post(f"{server}/v1/completions", json={"prompt": "a", "n": 46})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert idle(server)
+    assert httpx.post(f"{server}/v1/completions", json={"prompt": "a", "n": 46, "max_tokens": 1}).status_code == 200
 
 
 def test_what_another_web_page_could_send_is_refused(server):
@@ -195,6 +229,51 @@ def test_others_are_served_while_a_long_text_is_encoded():
 
     answer = asyncio.run(both())
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, "encoded")
+
+
+def ask(api, *paths):
+    """Status and body of a GET of /health, and of a small completion for any other path."""
+
+    async def one(client, path):
+        answer = await (client.get(path) if path == "/health" else client.post(path, json={"prompt": [5]}))
+        return answer.status_code, answer.json()
+
+    async def each():
+        transport = httpx.ASGITransport(app=api.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [await one(client, path) for path in paths]
+
+    return asyncio.run(each())
+
+
+def test_a_fault_while_decoding_is_a_500_and_the_server_goes_on(run, monkeypatch):
+    faults = [IndexError("list index out of range"), ZeroDivisionError()]
+    step = Engine.step
+    monkeypatch.setattr(Engine, "step", lambda engine: throw(faults.pop()) if faults else step(engine))
+    api = app.Api(sconce.load(run, backend=BACKEND), app.ServerOptions(name="night"))
+    with api.scheduler:
+        first, second, third, health = ask(api, *["/v1/completions"] * 3, "/health")
+    assert (first[0], first[1]["error"]["message"]) == (500, "the model could not go on: ZeroDivisionError")
+    assert (second[0], second[1]["error"]["message"]) == (500, "the model could not go on: list index out of range")
+    assert third[0] == 200
+    assert health == (200, {"status": "ok", "requests": 0})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_health_tells_when_nothing_is_decoded_any_more(run, monkeypatch):
+    """SystemExit stands for what a thread cannot go on after."""
+    monkeypatch.setattr(Engine, "step", lambda _: throw(SystemExit()))
+    api = app.Api(sconce.load(run, backend=BACKEND), app.ServerOptions(name="night"))
+    with api.scheduler:
+        api.scheduler.submit([Prompt(text="a")], lambda _: None)
+        api.scheduler._thread.join(10)
+        health, refused = ask(api, "/health", "/v1/completions")
+    assert health == (503, {"status": "ended", "requests": 1})
+    assert (refused[0], "started anew" in refused[1]["error"]["message"]) == (503, True)
+
+
+def throw(error):
+    raise error
 
 
 def test_the_page_is_there_and_loads_nothing_from_elsewhere(server):

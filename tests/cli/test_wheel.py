@@ -75,6 +75,8 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel):
         "sconce_mlx",
         "sconce_torch",
     }
+    for package in ("sconce", "sconce_cli", "sconce_mlx", "sconce_torch"):
+        assert any(name.startswith(f"{package}/py.typed ") for name in names), "its types are for others to use"
     for data in ("sconce/conformance/golden.npz", "sconce/configs/runpod_4b.toml", "sconce/report/charts.js"):
         assert any(name.startswith(data) for name in names), data
 

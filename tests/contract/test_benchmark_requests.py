@@ -42,12 +42,25 @@ def test_a_batch_changes_nothing(run, backend):
         ({"max_gen_toks": 128}, "asks for 128 tokens, and the model has 128"),
         ({}, "asks for 256 tokens"),
         ({"max_gen_toks": 4, "num_beams": 3}, "num_beams"),
+        ({"max_gen_toks": 4, "until": ["a", ""]}, "until: found an empty text"),
         ({"max_gen_toks": 4, "do_sample": True, "temperature": -1}, "temperature"),
+        ({"max_gen_toks": 4, "temperature": -1}, "temperature"),
+        ({"max_gen_toks": 4, "do_sample": True, "temperature": 0}, "found 0 with do_sample: true"),
     ],
 )
 def test_what_a_task_asks_for_in_vain_is_refused(run, asked, says):
     with pytest.raises(ConfigError, match=says):
         write_continuations(sconce.load(run, backend=INSTALLED[-1]), [("a lamp", asked)], 1, 0)
+
+
+def test_a_temperature_alone_means_sampling(run):
+    model = sconce.load(run, backend=INSTALLED[-1])
+    options = ({}, {"temperature": 3.0}, {"temperature": 3.0, "do_sample": True}, {"temperature": 3.0, "top_k": 1})
+    greedy, drawn, told, narrow = (
+        write_continuations(model, [("a lamp", {"max_gen_toks": 12, **given})], 1, seed=0)[0] for given in options
+    )
+    assert drawn == told != greedy
+    assert narrow == greedy
 
 
 @pytest.mark.parametrize("backend", INSTALLED)

@@ -52,10 +52,31 @@ def test_a_large_vocabulary_keeps_the_smallest_set_that_holds_top_p(scale, top_p
     assert best == sorted(range(3000), key=lambda token: (-logits[token], token))[:50]
 
 
-@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_p": 1.5}, {"min_p": -0.1}, {"repetition_penalty": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": -1},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        *({"repetition_penalty": value} for value in (0, 5e-324, 1e-308, 0.009, 101, np.nan)),
+    ],
+)
 def test_values_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match=next(iter(options))):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 100.0])
+@pytest.mark.parametrize(("top_p", "min_p"), [(1.0, 0.0), (5e-324, 0.0), (0.9, 1.0)])
+def test_no_option_makes_of_finite_logits_what_is_no_number(penalty, temperature, top_p, min_p):
+    """A penalty near 0 once left no candidate at all."""
+    sampling = Sampling(temperature=temperature, top_k=0, top_p=top_p, min_p=min_p, repetition_penalty=penalty)
+    most, seen = np.finfo(np.float32).max, np.array([True, False, True, False])
+    rng = np.random.default_rng(0)
+    with np.errstate(invalid="raise", divide="raise"):
+        for logits in ([most, -most, 1e-45, 0], [-most, -most, -most, -most], [most, most, most, 0], [0, 0, 0, 0]):
+            assert 0 <= sample_token(np.array(logits, np.float32), sampling, rng, seen) < 4
 
 
 def test_logits_that_are_no_numbers_are_refused():

@@ -1,8 +1,10 @@
 """Tasks of lm-evaluation-harness: our adapter, on each backend, against the harness's own `hf` model of the export."""
 
+import importlib
 import json
 import math
 
+import foreign
 import numpy as np
 import pytest
 from commands import sconce_here
@@ -11,8 +13,8 @@ from tiny import INSTALLED
 
 import sconce
 from sconce.errors import ConfigError, DataError
-from sconce.evaluation.harness import TaskOptions, run_tasks
-from sconce.evaluation.requests import write_continuations
+from sconce.evaluation.harness import TaskOptions, _adapter, run_tasks
+from sconce.evaluation.requests import _sampling, write_continuations
 from sconce.training.export import ExportJob, export_checkpoint
 
 evaluator = pytest.importorskip("lm_eval.evaluator", reason="pip install 'sconce-lm[eval]'")
@@ -154,6 +156,71 @@ def test_scores_are_those_of_the_harness_itself(run, folder, expected, backend):
         "harness": "",
         "version": "",
     }
+
+
+@pytest.fixture(scope="module")
+def begins_with_bos(tmp_path_factory):
+    """A run whose tokenizer puts BOS before a text, as Llama 3's does, and what is exported of it."""
+    root = tmp_path_factory.mktemp("bos")
+    foreign.write_model(root / "model", "llama3-untied", tokenizer="llama3", config={"initializer_range": 0.5})
+    for words in (("import", root / "model", "--out", root / "run"), ("export", root / "run", "--out", root / "out")):
+        done = sconce_here(*words)
+        assert done.returncode == 0, done.stderr
+    return root
+
+
+SPELLED = "<|begin_of_text|>a lamp<|end_of_text|> on the wall"
+
+
+def test_a_tokenizers_bos_stands_where_the_harness_has_it(begins_with_bos):
+    """Contexts, whole texts of several windows, and what is to be continued; a text may spell BOS itself."""
+    instance = importlib.import_module("lm_eval.api.instance").Instance
+    model = sconce.load(begins_with_bos / "run", backend=INSTALLED[-1])
+    ours, theirs = _adapter(model, TaskOptions(tasks=["any"])), huggingface_model(begins_with_bos / "out")
+    texts = ["a lamp on", "", "the night  ", SPELLED, TEXT * 3, SPELLED + TEXT]
+    for text in texts:
+        for special in (None, True, False):
+            assert ours.tok_encode(text, special) == theirs.tok_encode(text, special), (text, special)
+    assert ours.tok_encode("a lamp")[0] == ours.prefix_token_id == 0
+    asked = {
+        "loglikelihood": [(text, continuation) for text in texts for continuation in (" the wall", "<|end_of_text|>")],
+        "loglikelihood_rolling": [(text,) for text in texts if text],
+        "generate_until": [(text, {"until": [" h"], "max_gen_toks": 8}) for text in texts if text],
+    }
+    for kind, arguments in asked.items():
+        requests = [
+            instance(request_type=kind, doc={}, arguments=given, idx=index) for index, given in enumerate(arguments)
+        ]
+        found = getattr(ours, kind)(requests)
+        # One by one: in a batch, the harness looks at the first text only to see whether BOS is spelled.
+        expected = [getattr(theirs, kind)([request])[0] for request in requests]
+        if kind == "generate_until":
+            assert found == expected
+        else:
+            assert np.array(found) == pytest.approx(np.array(expected), rel=1e-4, abs=1e-4), kind
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0.7, "do_sample": True},
+        {"temperature": 0.7, "do_sample": False},
+        {"temperature": 0.0},
+        {"temperature": 0.0, "do_sample": False, "top_p": 0.5},
+        {"top_p": 0.5, "top_k": 3},
+        {"top_p": 0.5, "top_k": 3, "temperature": 2.0},
+    ],
+)
+def test_sampling_is_what_the_harness_makes_of_the_options(options):
+    normalize = importlib.import_module("lm_eval.models.utils").normalize_gen_kwargs
+    sampling = _sampling(dict(options))
+    expected = normalize(options)
+    assert (sampling.temperature > 0) == expected["do_sample"]
+    assert sampling.temperature == expected.get("temperature", 0.0)
+    for name, neutral in (("top_p", 1.0), ("top_k", 0)):
+        assert getattr(sampling, name) == expected.get(name, neutral)
 
 
 def write_choices(folder, text, choices):
