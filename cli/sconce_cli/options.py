@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -68,6 +68,12 @@ def chosen_run_dir(option: Path | None, configured: Path | None, config: Path) -
         here = Path.cwd()
         return configured.relative_to(here) if configured.is_relative_to(here) else configured
     return option or Path("runs") / config.stem
+
+
+def given(context: typer.Context, options: Mapping[str, str]) -> list[str]:
+    """Which of these options, by their parameters, were typed."""
+    sources = {name: context.get_parameter_source(name) for name in options}
+    return [options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def load_source(config: Path | None, profile: str | None, overrides: Sequence[str]) -> "RunConfig":

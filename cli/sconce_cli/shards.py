@@ -1,13 +1,13 @@
 """`sconce data prepare`, `inspect`, `stats`, `verify`: make token shards, and look at them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sconce_cli.options import Document, JsonOption, OverrideOption, QuietOption, RunDirOption, chosen_run_dir
+from sconce_cli.options import Document, JsonOption, OverrideOption, QuietOption, RunDirOption, chosen_run_dir, given
 
 if TYPE_CHECKING:
     from sconce.data.examine import SplitStats
@@ -95,7 +95,7 @@ def prepare(
 
     terminal = make_reporter(quiet, as_json)
     if config is not None:
-        if idle := _given(context, _WITHOUT_CONFIG):
+        if idle := given(context, _WITHOUT_CONFIG):
             raise ConfigError(
                 f"{config}: {', '.join(idle)}: not beside a config file, which has keys for it (--override)"
             )
@@ -103,8 +103,12 @@ def prepare(
         return
     if not inputs or tokenizer is None or out is None:
         raise ConfigError("give a config file, or --input, --tokenizer and --out")
-    if idle := _given(context, _WITH_CONFIG):
+    if idle := given(context, _WITH_CONFIG):
         raise ConfigError(f"{', '.join(idle)}: only with a config file")
+    if validation and given(context, {"validation_fraction": "--validation-fraction"}):
+        raise ConfigError(
+            "--validation-fraction: nothing but the text of --validation is held out: leave out one of them"
+        )
     if not 0 < validation_fraction < 1:
         raise ConfigError(f"--validation-fraction: found {validation_fraction}, expected more than 0 and less than 1")
     corpus = Corpus(
@@ -117,12 +121,6 @@ def prepare(
     )
     built = build_tokens(corpus, _load(tokenizer), out, say=terminal.say, workers=workers, shard_tokens=shard_tokens)
     _report(built, terminal)
-
-
-def _given(context: typer.Context, parameters: Mapping[str, str]) -> list[str]:
-    """Which of these options were typed."""
-    sources = {name: context.get_parameter_source(name) for name in parameters}
-    return [parameters[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
 def _prepare_config(

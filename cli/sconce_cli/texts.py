@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sconce_cli.options import JsonOption, QuietOption
+from sconce_cli.options import JsonOption, QuietOption, given
 from sconce_cli.shards import Document, OnError
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ ValidationOption = Annotated[
 ]
 ReuseOption = Annotated[bool, typer.Option("--reuse", help="Take what is there if it is what would be written.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace text shards that are there.")]
+_OF_NEAR = {"similarity": "--similarity", "seed": "--seed"}
 
 
 def shard(
@@ -81,7 +82,7 @@ def shard(
 ) -> None:
     """Cut a corpus into shards of text. A document is never cut; the same documents give the same bytes.
 
-    Killed, the same command goes on.
+    A line of a text file longer than 1 MiB is several documents, cut at each MiB. Killed, the same command goes on.
     Train on them with data.train_shards = ["FOLDER/train"] and data.document = "line".
     """
     import time
@@ -103,6 +104,7 @@ def shard(
 
 
 def clean(
+    context: typer.Context,
     inputs: InputOption,
     out: OutOption,
     document: Annotated[
@@ -142,8 +144,11 @@ def clean(
     from sconce.data.corpus import Corpus
     from sconce.data.progress import Announcer
     from sconce.data.text_writer import TextOptions
+    from sconce.errors import ConfigError
     from sconce_cli.console import make_reporter
 
+    if duplicates is not Duplicates.near and (idle := given(context, _OF_NEAR)):
+        raise ConfigError(f"{', '.join(idle)}: only with --duplicates near")
     options = TextOptions(lines=lines, size=size, gzip=gzip, validation_fraction=validation_fraction, take=take)
     cleaning = CleanOptions(
         min_chars=min_chars,

@@ -1,13 +1,13 @@
 """Which files a path stands for: itself, the files of a folder, what a pattern matches, a data set on disk."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path
 from typing import cast
 
 from sconce.data.kinds import READ, kind_of
+from sconce.data.splits import training_files
 from sconce.errors import DataError
 
 _ABOUT_DATA = (  # what lies beside data sets, and is not their text
@@ -18,19 +18,17 @@ _ABOUT_DATA = (  # what lies beside data sets, and is not their text
     "dataset_dict.json",
     "state.json",
 )
-_TRAIN = re.compile(r"(^|[-_.])train([-_.]|$)")
-_HELD_OUT = re.compile(r"(^|[-_.])(validation|valid|val|dev|eval|test)([-_.]|$)")
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """The files at `paths`, in order. A pattern stands for its matches, sorted; `**` reaches into folders.
 
     A folder stands for the text and record files anywhere in it, by relative path, hidden ones and JSON that describes
-    data sets (dataset_info.json, manifest.json) passed over. Where it holds records of a training split by name, as
-    data sets do (train-00000.parquet beside test-00000.parquet), those of other splits are passed over, and README.md,
-    which is about the records, too. A folder that `datasets` saved to disk stands for its table, of several splits the
-    one named train.
-    Raises DataError for a path that is not there, or stands for nothing.
+    data sets (dataset_info.json, manifest.json) passed over. Where it holds a training split, what is held out is
+    passed over, see `splits`; beside records also README.md, which is about them, and says which are for training where
+    it is a data set's card. A folder that `datasets` saved to disk stands for its table, of several splits the one
+    named train.
+    Raises DataError for a path that is not there, or stands for nothing, or for configurations without a default.
     """
     return [file for path in paths for file in _files(path)]
 
@@ -60,12 +58,9 @@ def _matches(path: Path) -> list[Path]:
 
 def _of_folder(folder: Path) -> list[Path]:
     inside = sorted((path.relative_to(folder) for path in _usable(folder)), key=lambda path: path.as_posix())
-    records = [path for path in inside if kind_of(path).is_records]
-    if any(_TRAIN.search(path.name) for path in records):
-        held_out = {path for path in records if _HELD_OUT.search(path.name) and not _TRAIN.search(path.name)}
-        inside = [path for path in inside if path not in held_out]
-    if records:
+    if any(kind_of(path).is_records for path in inside):
         inside = [path for path in inside if path.name.lower() != "readme.md"]
+    inside = training_files(folder, inside)
     if not inside:
         raise DataError(f"{folder}: no text files in this folder; looked for {READ}")
     return [folder / path for path in inside]

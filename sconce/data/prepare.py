@@ -40,7 +40,7 @@ from sconce.hub_address import is_hub, parse_address, pinned, spelled
 
 SHARD_TOKENS = 2**26
 JOURNAL = "journal.json"
-_COMMIT_BYTES = 2**26  # of text between two commits, the most that a kill loses
+_COMMIT_BYTES = 2**26  # of text between two commits: the most that a kill makes us tokenise again
 _ALL = 2**64  # as a threshold: every document is held out
 
 Say = Callable[[str], None]
@@ -207,13 +207,13 @@ class _Build:
                 return None
             if self._job.corpus.on_error == "stop" and journal["skipped"]:
                 return None
+            start = Position(**journal["position"])
             self._writers = self._new_writers()
             for split, writer in self._writers.items():
                 writer.restore(journal["splits"][split])
             counts = journal["documents"], journal["path_tokens"], journal["held_out_tokens"]
         except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
-        start = Position(**journal["position"])
         self._documents, self._path_tokens, self._held_out_tokens = counts
         self._committed_shards = sum(len(writer.shards) for writer in self._writers.values())
         self._job.say(f"data: going on where a build stopped, after {self._documents:,} documents")

@@ -19,10 +19,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far the sources are read: `source` whole ones, and `documents` of the next; `read` bytes in all."""
+    """How far the sources are read: `source` whole ones, of the next what comes before `number`; `read` bytes in all.
+
+    `number` is as `Source.numbered` counts: of a row in Parquet, else of a document.
+    """
 
     source: int
-    documents: int
+    number: int
     read: int
 
 
@@ -68,13 +71,16 @@ class Reader:
                 yield batch
                 batch, size = Batch([], part, batch.after), 0
             held = batch.documents
-            for taken, document in enumerate(source.documents(self._rule, self._count), 1):
-                if index == self._start.source and taken <= self._start.documents:
+            start = self._start.number if index == self._start.source else 0
+            # What was skipped is counted anew; where nothing may be, what lies before need not be looked at.
+            begin = start if source.on_error == "stop" else 0
+            for number, document in source.numbered(self._rule, begin, self._count):
+                if number < start:
                     continue
                 held.append(document)
                 size += len(document)
                 if size >= BATCH_BYTES:
-                    yield Batch(held, part, Position(index, taken, self._read))
+                    yield Batch(held, part, Position(index, number + 1, self._read))
                     held, size = [], 0
             self._finish(source)
             batch = Batch(held, part, Position(index + 1, 0, self._read))

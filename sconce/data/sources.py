@@ -8,6 +8,7 @@ import hashlib
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
@@ -128,7 +129,7 @@ class Source:
             blocks = self._inflated(blocks, kind.compression)
         blocks = _without_mark(blocks)
         if kind.form == "text":
-            yield from _cut(self._usable(blocks), rule, self._fault)
+            yield from self._of_text(blocks, rule)
         elif kind.form == "json":
             yield from json_records(blocks, self.text_field, self._fault)
         else:
@@ -169,23 +170,31 @@ class Source:
             for _ in blocks:  # its hash is of all of it
                 pass
 
-    def _usable(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        """What of a text is UTF-8 without NUL: all of it, or DataError, or with "skip" the lines that are."""
-        return self._checked(blocks) if self.on_error == "stop" else self._good_lines(blocks)
+    def _of_text(self, blocks: Iterable[bytes], rule: DocumentRule) -> Iterator[bytes]:
+        if self.on_error == "skip":
+            lines = _Lines(blocks)
+            yield from _cut(self._good(lines), rule, lines, self._fault)
+        elif rule == "file":
+            yield from _whole(self._checked(blocks))
+        else:
+            lines = _Lines(self._checked(blocks))
+            yield from _cut(lines, rule, lines, self._fault)
 
-    def _good_lines(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        for number, line in enumerate(_lines(blocks), 1):
+    def _good(self, lines: "_Lines") -> Iterator[bytes]:
+        """Those that are UTF-8 without NUL."""
+        for line in lines:
             try:
                 line.decode()
             except UnicodeDecodeError as error:
-                self._fault(f"line {number}: not UTF-8 at byte {error.start} of the line")
+                self._fault(f"line {lines.number}: not UTF-8 at byte {lines.at + error.start} of the line")
                 continue
-            if b"\0" in line:
-                self._fault(f"line {number}: NUL at byte {line.index(0)} of the line")
+            if (nul := line.find(0)) >= 0:
+                self._fault(f"line {lines.number}: NUL at byte {lines.at + nul} of the line")
             else:
                 yield line
 
     def _checked(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
+        """The blocks of a text. Raises DataError where it is not UTF-8 without NUL."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         offset = 0
         for block in blocks:
@@ -249,18 +258,24 @@ def _without_mark(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def _cut(blocks: Iterable[bytes], rule: DocumentRule, fault: Callable[[str], None]) -> Iterator[bytes]:
-    """Documents of a text, none of them blank as a whole but for passages between others."""
+def _cut(lines: Iterable[bytes], rule: DocumentRule, place: "_Lines", fault: Callable[[str], None]) -> Iterator[bytes]:
+    """Documents of lines, none of them blank as a whole but for passages between others; `place` is where one is."""
     if rule == "file":
-        text = b"".join(blocks)
-        if text and not text.isspace():
-            yield text
+        yield from _whole(lines)
     elif rule == "passage":
-        yield from _passages(_lines(blocks))
+        yield from _passages(lines)
     elif rule == "line":
-        yield from (line.rstrip(b"\r\n") for line in _lines(blocks) if not line.isspace())
+        yield from (line.rstrip(b"\r\n") for line in lines if not line.isspace())
     else:
-        yield from _runs(_lines(blocks), fault)
+        yield from _runs(lines, place, fault)
+
+
+def _whole(parts: Iterable[bytes]) -> Iterator[bytes]:
+    held = BytesIO()  # unlike a list of lines it takes no more memory than the text
+    held.writelines(parts)
+    text = held.getvalue()
+    if text and not text.isspace():
+        yield text
 
 
 def _expand(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
@@ -311,24 +326,45 @@ def _inflate(blocks: Iterable[bytes]) -> Iterator[bytes]:
         raise EOFError("it ends too early")
 
 
-def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines with their ends; a line longer than LINE_MAX_BYTES comes in pieces of whole characters."""
-    rest = b""
-    for block in blocks:
-        lines = (rest + block).splitlines(keepends=True)
-        rest = lines.pop() if lines else b""  # it may go on, or be a CR before an LF, in the next block
-        for line in lines:
-            yield from _pieces(line)
-        *pieces, rest = _pieces(rest)
-        yield from pieces
-    if rest:
-        yield rest
+class _Lines:
+    """Lines with their ends; a line longer than LINE_MAX_BYTES comes in pieces of whole characters.
+
+    What came last is of line `number`, from 1, and begins at its byte `at`.
+    """
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self.number, self.at = 1, 0
+        self._blocks = blocks
+
+    def __iter__(self) -> Iterator[bytes]:
+        rest = b""
+        for block in self._blocks:
+            lines = (rest + block).splitlines(keepends=True)
+            rest = lines.pop() if lines else b""  # it may go on, or be a CR before an LF, in the next block
+            for line in lines:
+                if len(line) <= LINE_MAX_BYTES:
+                    yield line
+                else:
+                    yield from self._counted(_pieces(line))
+                self.number += 1
+                self.at = 0
+            *pieces, rest = _pieces(rest)
+            yield from self._counted(pieces)
+        if rest:
+            yield rest
+
+    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            self.at += len(piece)
 
 
 def _pieces(line: bytes) -> Iterator[bytes]:
     while len(line) > LINE_MAX_BYTES:
         cut = LINE_MAX_BYTES
         while cut > LINE_MAX_BYTES - 4 and line[cut] & 0xC0 == 0x80:  # inside a character, of four bytes at most
+            cut -= 1
+        if line[cut - 1 : cut + 1] == b"\r\n":
             cut -= 1
         yield line[:cut]
         line = line[cut:]
@@ -351,17 +387,17 @@ def _passages(lines: Iterable[bytes]) -> Iterator[bytes]:
         yield b"".join(held)
 
 
-def _runs(lines: Iterable[bytes], fault: Callable[[str], None]) -> Iterator[bytes]:
+def _runs(lines: Iterable[bytes], place: _Lines, fault: Callable[[str], None]) -> Iterator[bytes]:
     """Runs of lines that are not blank. Of one that is too long `fault` hears, and it is dropped."""
     held: list[bytes] = []
     size = begins = 0
-    for number, line in enumerate(chain(lines, (b"\n",)), 1):
+    for line in chain(lines, (b"\n",)):
         if line.isspace():
             if held:
                 yield b"".join(held).rstrip(b"\r\n")
             held, size = [], 0
             continue
-        begins, before, size = begins if size else number, size, size + len(line)
+        begins, before, size = begins if size else place.number, size, size + len(line)
         if size <= RECORD_MAX_BYTES:
             held.append(line)
         elif before <= RECORD_MAX_BYTES:

@@ -30,7 +30,7 @@ _READABLE = (FORMAT, "sconce-text-1")  # which differs in what some source files
 _MANIFEST = "manifest.json"
 JOURNAL = "journal.json"
 LEARNED = "learned.bin"
-COMMIT_BYTES = 2**25  # of text that is read between two commits, the most that a kill loses
+COMMIT_BYTES = 2**25  # of text that is read between two commits: the most that a kill makes us write again
 
 Existing = Literal["refuse", "reuse", "force"]
 

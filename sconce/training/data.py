@@ -66,6 +66,9 @@ class RunData:
                 f"WARNING: data.validation_shards: {', '.join(map(str, sorted(both)))}: trained on as well, so "
                 "held-out loss is of text that the model has seen; leave the key out to hold documents back"
             )
+        fraction = config.data.validation_fraction
+        if config.data.validation_shards and fraction != type(config.data).model_fields["validation_fraction"].default:
+            lines.append(f"note: data.validation_fraction = {fraction:g} does nothing beside data.validation_shards")
         num_rows = self.order.num_rows
         if len(self.order.ramp.stages) > 1:
             lines.append(f"stages: {self.order.ramp.describe()}")

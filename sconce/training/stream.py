@@ -20,8 +20,7 @@ from sconce.data.windows import Cut
 from sconce.errors import CheckpointError, DataError
 from sconce.hub_address import parse_address, pinned, spelled
 from sconce.tokenizer.bpe import Tokenizer
-from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
-from sconce.training.tokens import corpus_of
+from sconce.training.tokens import corpus_of, fastest_engine
 
 IN_USE = 5  # steps whose rows may be asked for at once, beside those made ahead: in flight, being saved, next
 WORKERS = 4  # threads that tokenise, at most: the network is slower than these
@@ -70,7 +69,7 @@ def open_stream(
             f"{loaded.path}: trained on another stream than data.train_shards is: the data set, its split or its "
             "document rule changed; put it back, or train in another --run-dir"
         )
-    stream = Stream(plan, tokenizer, _engine(tokenizer), stream_folder(config, folder, tokenizer), say)
+    stream = Stream(plan, tokenizer, _engine(sources, tokenizer, say), stream_folder(config, folder, tokenizer), say)
     if known:
         stream.resume(known)
     return stream, commits
@@ -203,10 +202,6 @@ def _fingerprint(cut: Cut, template: Manifest) -> str:
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def _engine(tokenizer: Tokenizer) -> Engine:
+def _engine(sources: list[Source], tokenizer: Tokenizer, say: Say) -> Engine:
     cores = usable_cores()
-    workers = 1 if cores < 4 else min(WORKERS, cores // 2)
-    try:
-        return Engine(workers, fast_encoder(tokenizer))
-    except FastUnavailableError:
-        return Engine(workers)
+    return fastest_engine(sources, tokenizer, 1 if cores < 4 else min(WORKERS, cores // 2), say)

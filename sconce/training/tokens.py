@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from sconce.data.encode import Engine, usable_cores
 from sconce.data.prepare import is_current, prepare
 from sconce.data.progress import Announcer
 from sconce.data.shards import TokenData, open_tokens
+from sconce.data.sources import Source
 from sconce.errors import CheckpointError, DataError
 from sconce.log import log
 from sconce.tokenizer.bpe import Tokenizer
@@ -100,6 +101,11 @@ def _engine(corpus: Corpus, tokenizer: Tokenizer, workers: int, say: Say) -> Eng
     sources = [*corpus.sources(), *corpus.validation_sources()]
     for source in sources:
         log.debug("text: %s, %d bytes", source.path, source.size)
+    return fastest_engine(sources, tokenizer, workers, say)
+
+
+def fastest_engine(sources: Iterable[Source], tokenizer: Tokenizer, workers: int, say: Say) -> Engine:
+    """An engine with the fastest encoder there is; where that is a slow one and it matters, `say` hears why."""
     try:
         return Engine(workers, fast_encoder(tokenizer))
     except FastUnavailableError as reason:

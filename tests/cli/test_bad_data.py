@@ -40,6 +40,18 @@ def run(home, tmp_path):
     return tmp_path / "run"
 
 
+def test_a_share_that_nothing_is_held_out_by_is_said(home, tmp_path):
+    text, held_out = home / "corpus.txt", tmp_path / "held-out.txt"
+    held_out.write_text("never trained on\n" * 30)
+    words = ("orchestrate", "--input", text, "--validation", held_out, "--backend", "cpu", "--vocab-size", 300)
+    steps = overrides("scheduler.total_steps=1", "runtime.evaluation.max_batches=1")
+    for fraction, says in ((0.05, False), (0.25, True)):
+        more = overrides(f"data.validation_fraction={fraction}")
+        done = sconce_here(*words, "--run-dir", tmp_path / str(fraction), *steps, *more)
+        assert done.returncode == 0, done.stderr
+        assert ("data.validation_fraction = 0.25 does nothing beside data.validation_shards" in done.stdout) == says
+
+
 def prepare(home, text, out, *more):
     tokenizer = home / "run" / "tokenizer"
     return sconce_here("data", "prepare", "--input", text, "--tokenizer", tokenizer, "--out", out, *more)
@@ -58,6 +70,7 @@ def prepare(home, text, out, *more):
             True,
         ),
         ("a.jsonl", b'{"body": "good"}\n', "line 1: no field 'text'; it has body", False),
+        ("a.txt", b"", "no text in it", False),
     ],
 )
 def test_what_is_not_text_is_placed_or_counted(home, tmp_path, name, content, says, skips):

@@ -115,6 +115,11 @@ def test_options_that_do_not_go_together(tokenizer, mixed, tmp_path):
     text = ("--input", mixed, "--tokenizer", tokenizer, "--out", tmp_path / "out")
     refused(sconce_here("data", "prepare", *text, "--override", "runtime.seed=1"), "only with a config file")
     refused(sconce_here("data", "prepare", *text, "--validation-fraction", 0), "expected more than 0")
+    both = ("--validation", mixed / "a.txt", "--validation-fraction", 0.05)
+    refused(sconce_here("data", "prepare", *text, *both), "--validation-fraction: nothing but the text of --validation")
+    clean = ("data", "clean", "--input", mixed, "--out", tmp_path / "out")
+    refused(sconce_here(*clean, "--similarity", 0.8, "--seed", 1), "--similarity, --seed: only with --duplicates near")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

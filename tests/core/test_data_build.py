@@ -19,12 +19,15 @@ from sconce.data.corpus import Corpus
 from sconce.data.encode import Engine
 from sconce.data.prepare import prepare
 from sconce.data.shards import open_tokens
+from sconce.data.sources import Source
 from sconce.data.staging import locked
 from sconce.data.text_shards import shard_text
 from sconce.data.text_writer import TextOptions
 from sconce.errors import DataError
 from sconce.tokenizer.bpe import load_tokenizer, train_tokenizer
 from sconce.tokenizer.fast import FastUnavailableError, fast_encoder
+from sconce.training import stream
+from sconce.training.tokens import fastest_engine
 
 
 @dataclass
@@ -133,7 +136,7 @@ def test_finished_shards_are_not_written_again(corpus, tmp_path):
     }
 
 
-@pytest.mark.parametrize("change", ["text", "tokenizer", "shard", "journal"])
+@pytest.mark.parametrize("change", ["text", "tokenizer", "shard", "journal", "other journal"])
 def test_what_a_killed_build_left_is_not_trusted_blindly(corpus, tmp_path, change):
     with pytest.raises(KeyboardInterrupt):
         build(corpus, tmp_path / "tokens", Bytes(dies_at=60))
@@ -145,6 +148,9 @@ def test_what_a_killed_build_left_is_not_trusted_blindly(corpus, tmp_path, chang
         (left / "train-00000.bin").write_bytes(b"")
     elif change == "journal":
         (left / "journal.json").write_text('{"request": 1')
+    elif change == "other journal":  # whose position is told in other terms
+        path = left / "journal.json"
+        path.write_text(path.read_text().replace('"number": ', '"documents": '))
     said = []
     build(corpus, tmp_path / "tokens", tokenizer, say=said.append)
     build(corpus, tmp_path / "anew", tokenizer)
@@ -230,6 +236,14 @@ def test_without_fastokens(tmp_path, monkeypatch):
     tokenizer = train_tokenizer(["some text, some text"], 262, tmp_path, [])
     with pytest.raises(FastUnavailableError, match=r"not installed \(pip install 'sconce-lm\[fast\]'\)"):
         fast_encoder(load_tokenizer(tokenizer.path))
+    small, large = (Source(tmp_path / "a.txt", size, 0) for size in (10**6, 10**8))
+    for engine in (fastest_engine, lambda sources, tokenizer, workers, say: stream._engine(sources, tokenizer, say)):
+        said = []
+        assert engine([small], tokenizer, 1, said.append).fast is None
+        assert said == []
+        assert engine([small, large], tokenizer, 1, said.append).fast is None
+        assert len(said) == 1
+        assert "tens of times slower than with fastokens: fastokens is not installed" in said[0]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,36 @@ def test_a_long_line_of_broken_characters_is_skipped(tmp_path):
     assert [document.decode() for document in source.documents("line")] == ["good", "also good"]
 
 
+@pytest.mark.parametrize("block", [3, 2**20])
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"x" * 30 + b"\nok\n\xff\n", "line 3: not UTF-8 at byte 0 of the line"),
+        (b"x" * 30 + b"\r\nok\n\n\0\n", "line 4: NUL at byte 0 of the line"),
+        (b"x" * 7 + b"\r\nok\ra\0\n", "line 3: NUL at byte 1 of the line"),  # cut between CR and LF, if anywhere
+        (b"ok\n" + b"y" * 29 + b"\xff\nok\n", "line 2: not UTF-8 at byte 29 of the line"),
+        (b"ok\n" + b"y" * 29 + b"\0y\nok\n", "line 2: NUL at byte 29 of the line"),
+    ],
+)
+def test_a_fault_is_in_the_line_that_an_editor_shows(tmp_path, monkeypatch, content, fault, block):
+    monkeypatch.setattr(sources, "LINE_MAX_BYTES", 8)
+    monkeypatch.setattr(sources, "_BLOCK_BYTES", block)
+    (source,) = list_sources([write(tmp_path, content)], on_error="skip")
+    list(source.documents("line"))
+    assert source.first_fault == f"{tmp_path / 'text.txt'}: {fault}"
+
+
+def test_a_long_block_is_placed_behind_long_and_bad_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LINE_MAX_BYTES", 8)
+    monkeypatch.setattr(sources, "RECORD_MAX_BYTES", 20)
+    content = b"a" * 15 + b"\n\xff\n\n" + b"b" * 12 + b"\n" + b"c" * 12 + b"\n\nd\n"
+    (source,) = list_sources([write(tmp_path, content)], on_error="skip")
+    faults = []
+    monkeypatch.setattr(sources.Source, "_fault", lambda self, what: faults.append(what))
+    assert list(source.documents("blank-line")) == [b"a" * 15, b"d"]
+    assert [fault[:7] for fault in faults] == ["line 2:", "line 4:"]
+
+
 def test_memory_is_bounded_without_newlines(tmp_path):
     path = write(tmp_path, gzip.compress(b"word " * (32 * 2**20 // 5), 1), "text.gz")
     (source,) = list_sources([path])
@@ -113,7 +143,10 @@ def test_byte_order_mark_is_dropped(tmp_path, small_blocks):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "no text in it"),
+        *((f"a{suffix}", b"", "no text in it") for suffix in (".txt", ".md", ".jsonl", ".json", ".csv")),
+        ("a.txt.gz", b"", "damaged gzip file: it ends too early"),
+        ("a.parquet", b"", "damaged Parquet file"),
+        ("a.arrow", b"", "damaged Arrow file"),
         ("a.txt", b"\xef\xbb\xbf\n \n", "no text in it"),
         ("a.txt", b"abcdef\0g", "NUL at byte 6"),
         ("a.txt", b"abc\xc3\xa9d\xffg", r"not UTF-8 at byte 6: .*iconv"),
@@ -125,6 +158,8 @@ def test_byte_order_mark_is_dropped(tmp_path, small_blocks):
     ],
 )
 def test_what_is_not_text(tmp_path, small_blocks, name, content, message):
+    if name in ("a.parquet", "a.arrow"):
+        pytest.importorskip("pyarrow")
     path = write(tmp_path, content, name)
     with pytest.raises(DataError, match=message) as raised:
         documents(path, "passage")

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from sconce.data import reader, text_shards, text_writer
+from sconce.data import reader, records, text_shards, text_writer
 from sconce.data.clean import Cleaner, CleanOptions, clean_corpus, clean_text
 from sconce.data.corpus import Corpus
 from sconce.data.progress import Announcer
@@ -145,7 +145,7 @@ def test_finished_shards_are_not_written_again(corpus, tmp_path, small, dying):
     assert sum(after[name] == before[name] for name in before) >= 6
 
 
-@pytest.mark.parametrize("change", ["text", "options", "shard", "open shard", "learned", "journal"])
+@pytest.mark.parametrize("change", ["text", "options", "shard", "open shard", "learned", "journal", "other journal"])
 def test_what_a_killed_call_left_is_not_trusted_blindly(corpus, tmp_path, small, dying, change):
     dying(400)
     with pytest.raises(KeyboardInterrupt):
@@ -155,6 +155,9 @@ def test_what_a_killed_call_left_is_not_trusted_blindly(corpus, tmp_path, small,
         corpus.paths[0].write_text("another text\nof two lines")
     elif change == "journal":
         (left / "journal.json").write_text('{"request": 1')
+    elif change == "other journal":  # whose position is told in other terms
+        path = left / "journal.json"
+        path.write_text(path.read_text().replace('"number": ', '"documents": '))
     elif change == "learned":
         (left / "learned.bin").unlink()
     elif change != "options":
@@ -178,6 +181,43 @@ def test_a_bad_record_far_on_does_not_cost_what_is_done(tmp_path, small):
     assert "going on" in said[0]
     assert read(tmp_path / "out" / "train") == LINES
     assert manifest["sources"][0]["skipped"] == 1
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_what_was_read_of_a_table_is_not_read_again(tmp_path, small, dying, monkeypatch, on_error):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    bad = {} if on_error == "stop" else {120: "nul \0", 490: "nul \0"}
+    texts = [bad.get(row, "" if row % 7 == 3 else line) for row, line in enumerate(LINES)]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", row_group_size=50)
+    corpus, options, rows = Corpus(paths=(tmp_path / "a.parquet",), on_error=on_error), TextOptions(lines=50), []
+    whole, _ = shard_text(corpus, tmp_path / "whole", options, "refuse")
+    assert whole["sources"][0]["skipped"] == len(bad)
+    assert read(tmp_path / "whole" / "train") == [text for text in texts if text and "\0" not in text]
+    for calls in (190, 90, 110):
+        dying(calls)
+        with pytest.raises(KeyboardInterrupt):
+            shard_text(corpus, tmp_path / "killed", options, "refuse")
+    check = records._checked
+    monkeypatch.setattr(records, "_checked", lambda value, *more: [rows.append(value), *check(value, *more)][1:])
+    resumed, _ = shard_text(corpus, tmp_path / "killed", options, "refuse")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert resumed == whole
+    assert len(rows) < 250 if on_error == "stop" else len(rows) == 500  # what is skipped is counted anew
+
+
+def test_a_table_that_was_read_to_its_last_row(tmp_path, dying, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(reader, "BATCH_BYTES", 1)
+    monkeypatch.setattr(text_shards, "COMMIT_BYTES", 1)
+    for name in "ab":
+        pq.write_table(pa.table({"text": [f"{name}1", f"{name}2"]}), tmp_path / f"{name}.parquet")
+    corpus = Corpus(paths=(tmp_path / "a.parquet", tmp_path / "b.parquet"))
+    dying(3)
+    with pytest.raises(KeyboardInterrupt):
+        shard_text(corpus, tmp_path / "out", TextOptions(), "refuse")
+    manifest, _ = shard_text(corpus, tmp_path / "out", TextOptions(), "refuse")
+    assert read(tmp_path / "out" / "train") == ["a1", "a2", "b1", "b2"]
+    assert all(source["sha256"] for source in manifest["sources"])
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(corpus, tmp_path, small, monkeypatch):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import pytest
 from hub import Faults, serving, write_toy
 
 from sconce.data import hub as hub_module
+from sconce.data import reader, text_shards
 from sconce.data.corpus import Corpus
 from sconce.data.hub import HubError, list_files, resolve
 from sconce.data.prepare import prepare
 from sconce.data.sources import list_sources
 from sconce.data.text_shards import shard_text
-from sconce.data.text_writer import TextOptions
+from sconce.data.text_writer import TextOptions, TextWriter
 from sconce.errors import DataError
 from sconce.hub_address import HubAddress, parse_address, spelled
 
@@ -187,6 +189,34 @@ def test_waits_double_and_obey_the_server(monkeypatch):
     assert waits == [0.5, 7.0, 2.0]
     with pytest.raises(ZeroDivisionError):
         hub_module.retried("it", lambda: 1 // 0)
+
+
+def test_a_build_that_stopped_late_in_a_table_fetches_the_rest_of_it(toy, tmp_path, monkeypatch):
+    hub, _ = toy
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [random.Random(row).randbytes(2000).hex() for row in range(200)]
+    (hub.root / "org/big").mkdir()
+    pq.write_table(pa.table({"text": texts}), hub.root / "org/big/train.parquet", row_group_size=10)
+    size = (hub.root / "org/big/train.parquet").stat().st_size
+    monkeypatch.setattr(hub_module, "BLOCK_BYTES", 2**15)
+    monkeypatch.setattr(reader, "BATCH_BYTES", 2**14)
+    monkeypatch.setattr(text_shards, "COMMIT_BYTES", 2**16)
+    corpus, options, add = Corpus(paths=(Path("hf://org/big"),)), TextOptions(format="txt"), TextWriter.add
+
+    def die_late(self, document, number):
+        add(self, document, number)
+        if number == 175:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextWriter, "add", die_late)
+        with pytest.raises(KeyboardInterrupt):
+            shard_text(corpus, tmp_path / "out", options, "refuse")
+    assert hub.bytes_sent > size * 0.8
+    before = hub.bytes_sent
+    shard_text(corpus, tmp_path / "out", options, "refuse")
+    assert hub.bytes_sent - before < size * 0.5  # the footer is read again
+    assert (tmp_path / "out/train/train-00000.txt").read_text().splitlines() == texts
 
 
 def test_a_branch_that_moves_does_not_move_a_commit(toy):
