@@ -21,6 +21,7 @@ import numpy as np
 from sconce.backend import Backend, Hardware, load_backend, state_names
 from sconce.config import RunConfig
 from sconce.data.corpus import Corpus, is_reachable
+from sconce.data.discover import find_files
 from sconce.data.kinds import kind_of
 from sconce.data.progress import Announcer
 from sconce.data.shards import dtype_for
@@ -32,7 +33,7 @@ from sconce.files import readable_size
 from sconce.hub_address import is_hub
 from sconce.log import phase
 from sconce.orchestrate import LocalJob, is_streamed, planned_vocab_size, resolve_job, run_job
-from sconce.planning.devices import of_backend
+from sconce.planning.devices import of_backend, price_basis
 from sconce.pod import pod_facts
 from sconce.training.loop import Outcome
 from sconce.training.metrics import Reporter
@@ -137,6 +138,7 @@ def check_job(job: CloudJob, places: Places, hardware: Hardware) -> list[str]:
 
 def _check(job: CloudJob, config: RunConfig, places: Places, hardware: Hardware) -> list[str]:
     local = as_local(job, places)
+    _check_recut(job, places)
     with phase(f"loading the backend for {hardware}"):
         backend = load_backend(hardware)
         device = backend.device()
@@ -153,6 +155,16 @@ def _check(job: CloudJob, config: RunConfig, places: Places, hardware: Hardware)
         _check_memory(plan),
         *_check_disk(local, plan, config, places),
     ]
+
+
+def _check_recut(job: CloudJob, places: Places) -> None:
+    """Raise DataError where text is to be cut anew that is not here."""
+    if job.local.shards != "remake" or places.run.has_begun or is_streamed(job.local):
+        return
+    for paths, folder in ((job.local.inputs, places.train), (job.local.validation, places.validation)):
+        gone = [path for path in paths if not is_reachable(path)]
+        if gone and is_to_be_cut(paths, folder):
+            raise DataError(f"--force-reshard: {gone[0]} is not here: leave the flag out to go on with {folder}")
 
 
 def _check_root(variable: str, root: Path) -> None:
@@ -173,6 +185,11 @@ def as_local(job: CloudJob, places: Places) -> LocalJob:
     if not (inputs or begun):
         raise DataError(f"{places.train}: no text there: give --input FILE_OR_FOLDER, or put text there")
     return _settled(local, places, inputs, _text_of(local.validation, places.validation, begun))
+
+
+def is_to_be_cut(typed: Sequence[Path], folder: Path) -> bool:
+    """Whether text that was typed is for cutting into files in `folder`: there is some, and it is not on the volume."""
+    return bool(typed) and not _is_inside(typed, folder.parent)
 
 
 def _text_of(typed: tuple[Path, ...], folder: Path, begun: bool) -> tuple[Path, ...]:
@@ -206,7 +223,11 @@ def _is_inside(paths: Sequence[Path], folder: Path) -> bool:
 
 
 def _holds_text(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether there are files that are read, other than hidden ones and those about data; a damaged data set is."""
+    try:
+        return folder.is_dir() and bool(find_files([folder]))
+    except DataError:
+        return any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _plan(config: RunConfig, local: LocalJob, places: Places, backend: Backend) -> Plan:
@@ -231,7 +252,11 @@ def _check_memory(plan: Plan) -> str:
     estimate = plan.configured_estimate
     if estimate is not None and estimate.hours is not None:
         line += f"; about {estimate.hours:.1f} hours for all steps at an assumed {estimate.mfu:.0%} MFU"
-        line += "" if estimate.cost is None else f", {estimate.cost:.2f} dollars at {estimate.price} an hour"
+        line += (
+            ""
+            if estimate.cost is None
+            else f", {estimate.cost:.2f} dollars at {estimate.price} an hour ({price_basis()})"
+        )
     return line
 
 
@@ -302,7 +327,7 @@ def _place_text(job: CloudJob, config: RunConfig, places: Places, say: Say) -> L
         (job.local.validation, places.validation, job.validation_lines),
     ]
     for paths, folder, lines in cuts:
-        if paths and not places.run.has_begun and not _is_inside(paths, folder.parent):
+        if is_to_be_cut(paths, folder) and not places.run.has_begun:
             _clear(folder, len(paths), job)
             for number, path in enumerate(paths):
                 _cut(path, folder / f"input-{number:03d}", lines, job, config, say)

@@ -1,6 +1,7 @@
 """From text to a trained model in one folder: corpus, tokenizer, shards, config, training."""
 
 import json
+import math
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sconce.backend import Hardware
-from sconce.config import RunConfig, config_from, dump_toml, load_config, preset_table
+from sconce.config import WITHOUT_MIN_LR, RunConfig, config_from, dump_toml, load_config, preset_table
 from sconce.data.corpus import Corpus, train_documents
 from sconce.data.prepare import is_current
 from sconce.data.reference import python_reference
@@ -21,6 +22,7 @@ from sconce.tokenizer.bpe import Tokenizer, VocabularyError, load_tokenizer, tra
 from sconce.training.job import start
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
+from sconce.training.recipe import attention_kind
 from sconce.training.run import RunFolder
 from sconce.training.tokens import corpus_of, shards_folder
 
@@ -88,10 +90,7 @@ def run_job(job: LocalJob, folder: RunFolder, *, hardware: Hardware, reporter: R
 
 def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
     """The config that the job comes to, with nothing written. Raises as `orchestrate_local` does."""
-    if job.tokenizer_json is not None:
-        if job.tokenizer != "train" or job.vocab_size is not None:
-            raise ConfigError("--tokenizer-json: a tokenizer that is given is neither trained nor of another size")
-        load_tokenizer(job.tokenizer_json)
+    _check_tokenizer(job, folder)
     config_path = folder.root / "training.toml"
     if folder.has_begun and job.tokenizer == "remake":
         raise ConfigError(
@@ -113,8 +112,33 @@ def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
     return config
 
 
+def _check_tokenizer(job: LocalJob, folder: RunFolder) -> None:
+    """Raise ConfigError for what is said of training a tokenizer beside one that is given or kept."""
+    if job.tokenizer_json is not None:
+        if job.tokenizer != "train" or job.vocab_size is not None:
+            raise ConfigError("--tokenizer-json: a tokenizer that is given is neither trained nor of another size")
+        load_tokenizer(job.tokenizer_json)
+    elif job.tokenizer != "reuse":
+        return
+    instead = "--skip-tokenizer" if job.tokenizer_json is None else "--tokenizer-json"
+    for flag, value in (("--tokenizer-max-bytes", job.tokenizer_bytes), ("--tokenizer-max-lines", job.tokenizer_lines)):
+        if value is not None:
+            raise ConfigError(f"{flag}: would do nothing with {instead}, which trains no tokenizer: leave one out")
+    own = _own_tokenizer(folder)
+    if job.tokenizer == "reuse" and job.vocab_size is not None and own.is_file():
+        _check_size(job.vocab_size, own, "leave out --skip-tokenizer to train another")
+
+
+def _check_size(asked: int | None, path: Path, remedy: str) -> None:
+    size = load_tokenizer(path).vocab_size
+    if asked not in (None, size):
+        raise ConfigError(f"--vocab-size: found {asked}, and {path} has {size} tokens: leave the flag out, or {remedy}")
+
+
 def _checked(job: LocalJob, config: RunConfig) -> RunConfig:
-    """The config, unless there is nothing of it that the job's flags for token shards are about."""
+    """The config, unless there is nothing of it that the job's flags for token shards are about, or the environment
+    contradicts it."""
+    attention_kind(config)
     if config.data.streaming and job.shards != "build":
         flag = "--reuse-shards" if job.shards == "reuse" else "--force-reshard"
         raise ConfigError(
@@ -135,12 +159,7 @@ def _shared_tokenizer(job: LocalJob) -> Path | None:
     shared = job.shared_tokenizer
     if shared is None or not shared.is_file() or job.tokenizer == "remake":
         return None
-    size = load_tokenizer(shared).vocab_size
-    if job.vocab_size not in (None, size):
-        raise ConfigError(
-            f"--vocab-size: found {job.vocab_size}, and {shared} has {size} tokens: leave the flag out, or give "
-            "--force-retrain-tokenizer"
-        )
+    _check_size(job.vocab_size, shared, "give --force-retrain-tokenizer")
     return shared
 
 
@@ -232,12 +251,20 @@ def _tables(job: LocalJob, folder: RunFolder) -> dict[str, Any]:
 
 
 def _follow(table: dict[str, Any], asked: dict[str, str]) -> None:
-    """Let what depends on an overridden key go with it: the warm-up with the horizon, the last rate with the first."""
+    """Let what depends on an overridden key go with it.
+
+    The warm-up goes with the horizon, the last rate with the first, of which it stays the same share. Key and value
+    heads, the decay of a schedule, and the last rate where a strategy has none, are left to their defaults.
+    """
     model, scheduler = table["model"], table["scheduler"]
     if "model.num_attention_heads" in asked:
         model.pop("num_key_value_heads", None)
-    if "scheduler.strategy" in asked or "optimizer.learning_rate" in asked:
+    if asked.get("scheduler.strategy", "").strip() in WITHOUT_MIN_LR:
         scheduler.pop("min_lr", None)
+    peak = _rate(asked.get("optimizer.learning_rate", ""))
+    if peak is not None and "min_lr" in scheduler:
+        share = scheduler["min_lr"] / table["optimizer"]["learning_rate"]
+        scheduler["min_lr"] = float(f"{peak * share:.6g}")  # 5e-05, where the product is 5.0000000000000004e-05
     if "scheduler.total_epochs" in asked:
         scheduler.pop("total_steps", None)
         scheduler.pop("warmup_steps", None)
@@ -246,6 +273,15 @@ def _follow(table: dict[str, Any], asked: dict[str, str]) -> None:
     steps = asked.get("scheduler.total_steps", "")
     if steps.isdecimal() and "warmup_steps" in scheduler:
         scheduler["warmup_steps"] = min(scheduler["warmup_steps"], int(steps) // 20)
+
+
+def _rate(text: str) -> float | None:
+    """The rate that an override's value is; None where it cannot be one, which is reported elsewhere."""
+    try:
+        rate = float(text)
+    except ValueError:
+        return None
+    return rate if 0 < rate < math.inf else None
 
 
 def _is_of_reference(job: LocalJob) -> bool:

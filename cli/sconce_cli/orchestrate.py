@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sconce.training.loop import Outcome
     from sconce.training.run import RunFolder
     from sconce_cli.console import Terminal
+    from sconce_cli.preview import Preview
 
 
 class Mode(StrEnum):
@@ -222,7 +223,7 @@ def orchestrate(
     grad_accum: Annotated[
         int | None, _key("--grad-accum", "data.gradient_accumulation_steps", "Micro-batches a step", 1)
     ] = None,
-    loader_workers: Annotated[int | None, _key("--loader-workers", "data.prefetch", "Batches made ahead", 1)] = None,
+    loader_workers: Annotated[int | None, _key("--loader-workers", "data.prefetch", "Batches made ahead")] = None,
     steps: Annotated[int | None, _key("--steps", "scheduler.total_steps", "Optimizer steps", 1)] = None,
     learning_rate: Annotated[
         float | None, _key("--learning-rate", "optimizer.learning_rate", "Peak learning rate")
@@ -271,7 +272,7 @@ def orchestrate(
         "model.max_position_embeddings": seq_len,
         "data.batch_size": batch_size,
         "data.gradient_accumulation_steps": grad_accum,
-        "data.prefetch": loader_workers,
+        "data.prefetch": _ahead(loader_workers),
         "scheduler.total_steps": steps,
         "optimizer.learning_rate": learning_rate,
         "optimizer.weight_decay": weight_decay,
@@ -311,12 +312,25 @@ def orchestrate(
     if dry_run:
         with TemporaryDirectory() as elsewhere:  # for what the libraries of the hub keep of what they read
             set_up_hub(Path(elsewhere))
-            typer.echo(target.preview(backend.value), nl=False)
+            preview = target.preview(backend.value)
+        typer.echo(preview.as_json() if as_json else preview.as_toml(), nl=False)
         return
     reporter = make_reporter(quiet, as_json)
     with end_at_sigterm(reporter.say):
         outcome = target.run(backend.value, reporter)
     raise typer.Exit(outcome.exit_code)
+
+
+def _ahead(batches: int | None) -> int | None:
+    """Of --loader-workers. Raises ConfigError for less than one, which elsewhere means none beside the main thread."""
+    from sconce.errors import ConfigError
+
+    if batches is not None and batches < 1:
+        raise ConfigError(
+            f"--loader-workers: found {batches}, expected 1 or more: one batch is always made ahead, by a thread: give "
+            "1, or leave it out"
+        )
+    return batches
 
 
 def _target(
@@ -330,7 +344,6 @@ def _target(
     """Where the job is to be done. Raises ConfigError for an option of the other place."""
     from sconce.cloud import SHARD_LINES, CloudJob, find_places
     from sconce.errors import ConfigError
-    from sconce.orchestrate import is_streamed
     from sconce.training.run import RunFolder
 
     if mode is Mode.local:
@@ -348,13 +361,33 @@ def _target(
         raise ConfigError("--run-dir: in the cloud a run is a folder of ORCHESTRATE_RUNS_ROOT: give --experiment NAME")
     if experiment is None:
         raise ConfigError("--experiment: missing: give a NAME, by which the same command finds its run again")
-    if is_streamed(job):
-        for flag, value in (("--train-shard-lines", train_lines), ("--validation-shard-lines", validation_lines)):
-            if value is not None:
-                raise ConfigError(f"{flag}: a stream is not cut into files: leave it out")
+    places = find_places(experiment)
+    _check_cut(job, places, train_lines, validation_lines)
     lines = train_lines or SHARD_LINES
     cloud = CloudJob(name=experiment, local=job, train_lines=lines, validation_lines=validation_lines or lines)
-    return _Cloud(cloud, find_places(experiment))
+    return _Cloud(cloud, places)
+
+
+def _check_cut(job: "LocalJob", places: "Places", train_lines: int | None, validation_lines: int | None) -> None:
+    """Raise ConfigError for flags that say how text is cut into files, where none is."""
+    from sconce.cloud import is_to_be_cut
+    from sconce.errors import ConfigError
+    from sconce.orchestrate import is_streamed
+
+    streamed = is_streamed(job)
+    train = not streamed and is_to_be_cut(job.inputs, places.train)
+    held_out = not streamed and is_to_be_cut(job.validation, places.validation)
+    idle = {  # without lines of its own, held-out text is cut by those of --train-shard-lines
+        "--train-shard-lines": train_lines is not None and not (train or (held_out and validation_lines is None)),
+        "--validation-shard-lines": validation_lines is not None and not held_out,
+        "--reuse-shards": job.shards == "reuse" and not (train or held_out or streamed),
+    }
+    why = "a stream is not cut into files"
+    if not streamed:
+        why = "cuts nothing here: only text that --input or --validation names, and that is not on the volume, is cut"
+    for flag, is_idle in idle.items():
+        if is_idle:
+            raise ConfigError(f"{flag}: {why}: leave it out")
 
 
 @dataclass(frozen=True)
@@ -364,8 +397,10 @@ class _Local:
     job: "LocalJob"
     folder: "RunFolder"
 
-    def preview(self, hardware: "Choosable") -> str:
-        return _preview(self.job, self.folder, hardware)
+    def preview(self, hardware: "Choosable") -> "Preview":
+        from sconce_cli.preview import make_preview
+
+        return make_preview(self.job, self.folder, hardware)
 
     def run(self, hardware: "Choosable", reporter: "Terminal") -> "Outcome":
         from sconce.orchestrate import orchestrate_local
@@ -386,11 +421,12 @@ class _Cloud:
     job: "CloudJob"
     places: "Places"
 
-    def preview(self, hardware: "Choosable") -> str:
+    def preview(self, hardware: "Choosable") -> "Preview":
         from sconce.cloud import as_local, check_job
+        from sconce_cli.preview import make_preview
 
-        checks = "".join(f"# {line}\n" for line in check_job(self.job, self.places, hardware))
-        return checks + _preview(as_local(self.job, self.places), self.places.run, hardware)
+        checks = check_job(self.job, self.places, hardware)
+        return make_preview(as_local(self.job, self.places), self.places.run, hardware, checks)
 
     def run(self, hardware: "Choosable", reporter: "Terminal") -> "Outcome":
         from sconce.cloud import orchestrate_cloud
@@ -425,16 +461,3 @@ def _one_of(keep: str, kept: bool, replace: str, replaced: bool) -> Literal["reu
     if kept and replaced:
         raise ConfigError(f"{keep} and {replace} exclude each other: give one of them")
     return "reuse" if kept else "remake" if replaced else None
-
-
-def _preview(job: "LocalJob", folder: "RunFolder", hardware: "Choosable") -> str:
-    """The plan on this machine as comments, and the config as TOML."""
-    from sconce.config import dump_toml
-    from sconce.orchestrate import planned_vocab_size, resolve_job
-    from sconce_cli.plan import as_text, plan_here
-
-    config = resolve_job(job, folder)
-    rows = config.model.vocab_size or planned_vocab_size(job, folder)
-    planned = config.model_copy(update={"model": config.model.model_copy(update={"vocab_size": rows})})
-    lines = [f"# {line}".rstrip() for line in as_text(plan_here(planned, hardware))]
-    return dump_toml(config, "\n".join([*lines, ""]), folder.root)

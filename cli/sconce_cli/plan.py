@@ -124,7 +124,7 @@ def memory_table(plan: "Plan") -> list[str]:
 
 def estimate_lines(plan: "Plan") -> list[str]:
     """Speed, time and cost, with what they rest on."""
-    from sconce.planning.devices import price_date
+    from sconce.planning.devices import price_basis
     from sconce.planning.utilization import tera
 
     estimate = plan.chosen_estimate
@@ -141,7 +141,7 @@ def estimate_lines(plan: "Plan") -> list[str]:
     else:
         lines[0] = f"{plan.total_tokens:,} tokens, {lines[0]}"
     if estimate.cost is not None and estimate.price == plan.device.price:
-        lines.append(f"  at {estimate.price} dollars an hour, the price of {price_date()}; --price sets another")
+        lines.append(f"  at {estimate.price} dollars an hour, {price_basis()}; --price sets another")
     return lines
 
 

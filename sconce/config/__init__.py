@@ -9,6 +9,7 @@ from sconce.config.load import load_table as load_table
 from sconce.config.presets import load_preset as load_preset
 from sconce.config.presets import preset_names as preset_names
 from sconce.config.presets import preset_table as preset_table
+from sconce.config.relations import WITHOUT_MIN_LR as WITHOUT_MIN_LR
 from sconce.config.resolve import Difference as Difference
 from sconce.config.resolve import beta2 as beta2
 from sconce.config.resolve import differences as differences

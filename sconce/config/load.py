@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -29,14 +30,17 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.key}: {self.message}"
+        text = f"{self.place}: {self.key}: {self.message}"
+        if self.place.endswith((".yaml", ".yml")):  # lines to copy into it are as its own
+            return re.sub(r"^(  \w+) = ", r"\1: ", text, flags=re.MULTILINE)
+        return text
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read TOML, YAML or JSON, apply `key=value` overrides, check everything.
 
     Paths in the file are relative to the file, those in overrides to the working directory. Raises ConfigError
-    with every fault on a line of its own.
+    with every fault on a line of its own, below it where there are several the lines to write instead.
     """
     table, _ = load_table(path)
     return config_from(table, str(path), overrides)

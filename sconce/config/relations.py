@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
-from sconce.config.schema import RunConfig, Section
+from sconce.config.schema import RunConfig, Section, Strategy
 from sconce.config.stages import ramp
 from sconce.errors import DataError
 from sconce.hub_address import is_hub, parse_address
@@ -26,6 +27,9 @@ _USERS: Mapping[str, tuple[str, ...]] = {
     "scheduler.power": ("polynomial",),
     "scheduler.decay_steps": ("wsd",),
 }
+
+WITHOUT_MIN_LR = frozenset(get_args(Strategy)) - {*_USERS["scheduler.min_lr"]}
+"""Strategies that stay at their peak."""
 
 
 def relation_faults(config: RunConfig) -> Iterator[Relation]:
@@ -90,10 +94,13 @@ def _data(config: RunConfig) -> Iterator[Relation]:
     if config.tokenizer.tokenizer_json is None:
         yield ("tokenizer.tokenizer_json",), "missing; expected the path of a tokenizer.json"
     if not data.train_shards:
+        here = _lines('train_shards = ["corpus/"]', "validation_fraction = 0.05")
+        no_other = ["validation_shards = []"] if data.validation_shards else []
+        streamed = _lines('train_shards = ["hf://org/name"]', "streaming = true", *no_other)
         yield (
             ("data.train_shards",),
-            "missing; expected a list of text files or folders; write instead: "
-            'train_shards = ["corpus/"] and validation_fraction = 0.05',
+            f"missing; expected a list of text files or folders; write instead:{here}\nor, to stream a data set of the "
+            f"Hugging Face hub:{streamed}",
         )
     longest = config.model.max_position_embeddings
     if data.sequence_length is not None and data.sequence_length > longest:
@@ -112,14 +119,14 @@ def _data(config: RunConfig) -> Iterator[Relation]:
         return
     if micro is not None and (batch % micro or accumulation not in (None, 1, batch // micro)):
         fitting = max(size for size in range(1, min(micro, batch) + 1) if batch % size == 0)
-        advice = f"micro_batch_size = {fitting} and gradient_accumulation_steps = {batch // fitting}"
+        advice = _lines(f"micro_batch_size = {fitting}", f"gradient_accumulation_steps = {batch // fitting}")
         yield keys, _instead(batch, f"micro-batches of {micro}", accumulation or 1, advice)
     elif micro is None and accumulation is not None and batch < accumulation:  # what is held at once was meant
-        advice = f"batch_size = {batch * accumulation} and gradient_accumulation_steps = {accumulation}"
+        advice = _lines(f"batch_size = {batch * accumulation}", f"gradient_accumulation_steps = {accumulation}")
         yield keys, _instead(batch, "equal micro-batches", accumulation, advice)
     elif micro is None and accumulation is not None and batch % accumulation:
         fitting = max(steps for steps in range(1, min(accumulation, batch) + 1) if batch % steps == 0)
-        advice = f"batch_size = {batch} and gradient_accumulation_steps = {fitting}"
+        advice = _lines(f"batch_size = {batch}", f"gradient_accumulation_steps = {fitting}")
         yield keys, _instead(batch, "equal micro-batches", accumulation, advice)
 
 
@@ -228,8 +235,13 @@ def _uneven(found: Ramp, step: int) -> str:
 def _instead(batch: int, wanted: str, accumulation: int, advice: str) -> str:
     return (
         f"found {batch} sequences per optimizer step, which are not {wanted} in {accumulation} accumulation "
-        f"step(s); write instead: {advice}"
+        f"step(s); write instead:{advice}"
     )
+
+
+def _lines(*lines: str) -> str:
+    """Lines of a file, each on its own and moved in, to be copied as they are."""
+    return "".join(f"\n  {line}" for line in lines)
 
 
 def _without_effect(config: RunConfig) -> Iterator[Relation]:

@@ -20,13 +20,15 @@ of them is in `mlx_lm_refusals`.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from sconce.errors import CheckpointError, in_short
 from sconce.interop.config_reader import ConfigReader
 from sconce.interop.hf_rope import ROPE_KEYS, has_default_attention, read_rope, rope_tables
 from sconce.spec import INIT_STD, ModelSpec
-from sconce.tokenizer.bpe import Tokenizer
+
+if TYPE_CHECKING:  # not imported: `sconce --help` names the classes, and a tokenizer brings numpy
+    from sconce.tokenizer.bpe import Tokenizer
 
 Norm = Literal["rmsnorm", "layernorm"]
 MLP = Literal["gated", "plain"]
@@ -148,7 +150,7 @@ def hf_config(spec: ModelSpec, *, bos_id: int | None, eos_id: int, pad_id: int |
     return config
 
 
-def model_files(spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, bytes]:
+def model_files(spec: ModelSpec, tokenizer: "Tokenizer") -> dict[str, bytes]:
     """The files beside the weights, by name: config, generation config, tokenizer and its config.
 
     With them a checkpoint loads in transformers, and mostly in mlx-lm, as it is. A model that no class holds gets
@@ -167,7 +169,7 @@ def model_files(spec: ModelSpec, tokenizer: Tokenizer) -> dict[str, bytes]:
     }
 
 
-def tokenizer_config(tokenizer: Tokenizer) -> dict[str, object]:
+def tokenizer_config(tokenizer: "Tokenizer") -> dict[str, object]:
     """tokenizer_config.json's table, but for the model's length."""
     table: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -50,9 +50,9 @@ def _table() -> dict[str, Any]:
     return tomllib.loads(files("sconce.planning").joinpath("devices.toml").read_text(encoding="utf-8"))
 
 
-def price_date() -> str:
-    """When the built-in prices were listed."""
-    return str(_table()["prices_as_of"])
+def price_basis() -> str:
+    """Whose prices these are and of when, in words. Network volumes are for RunPod's secure cloud alone."""
+    return f"RunPod's community cloud in {_table()['prices_as_of']}, and its secure cloud asks more"
 
 
 def known_names() -> list[str]:

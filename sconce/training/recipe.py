@@ -93,19 +93,27 @@ def make_optim(config: RunConfig) -> OptimSpec:
 
 
 def make_compute(config: RunConfig, spec: ModelSpec) -> ComputeOptions:
-    """How the device computes. Raises ConfigError for an ATTN_* variable that would do nothing."""
+    """How the device computes. Raises ConfigError for an ATTN_* variable that would do nothing, or contradicts it."""
     return ComputeOptions(
         precision=precision(config),
         compile=config.runtime.compile,
-        attention=_attention(config),
+        attention=attention_kind(config),
         recompute_every=recompute_every(config),
         loss_chunk=_loss_chunk(config, spec),
     )
 
 
-def _attention(config: RunConfig) -> AttentionKind:
-    """The config's choice; where it leaves it open, ATTN_BACKEND's."""
+def attention_kind(config: RunConfig) -> AttentionKind:
+    """The config's choice; where it leaves it open, ATTN_BACKEND's, which a training.toml therefore never holds.
+
+    Raises ConfigError where the two contradict each other, and for an ATTN_* variable that would do nothing.
+    """
     wanted, configured = wanted_attention(), config.runtime.attention_backend
+    if "auto" not in (wanted, configured) and wanted != configured:
+        raise ConfigError(
+            f"ATTN_BACKEND: found {wanted}, and runtime.attention_backend is {configured}: unset it, or leave that key "
+            "at auto"
+        )
     return wanted if configured == "auto" else configured
 
 

@@ -2,13 +2,19 @@
 
 import copy
 import json
+import os
 import shlex
 from pathlib import Path
+from unittest import mock
 
 import earlier_configs as earlier
 import pytest
 from commands import checkpoints, records, sconce_here, weights, write_corpus
+from guides import ROOT
+from workspace import roots
 
+# docs/coming-from-rust.md has these commands.
+CLEAN = "data clean --input data/raw --document line --collapse-spaces --min-chars 10 --duplicates keep"
 TINY = "--hidden-size 16 --layers 1 --seq-len 32 --vocab-size 300 --steps 8 --warmup-steps 1"
 
 
@@ -132,3 +138,39 @@ def test_a_config_beside_its_checkpoints(place):
     sources = json.loads((place / "data/manifest.json").read_text())["sources"]
     assert [Path(source["path"]).name for source in sources] == ["train.txt", "data.txt"]
     assert "nothing left to do" in typed(place, line).stdout
+
+
+@pytest.mark.parametrize("program", ["preprocess --mixed", "preprocess out.txt", "train-streaming --config a.toml"])
+def test_a_program_that_is_another_one_here_is_told(place, program):
+    done = typed(place, f"sconce {program}", code=2)
+    assert done.stderr.startswith(f"sconce: {program.split()[0]}: is `sconce ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_the_guide_gives_for_preprocess_cleans_as_it_did(place):
+    assert CLEAN in (ROOT / "docs/coming-from-rust.md").read_text()
+    (place / "data/raw").mkdir(parents=True)
+    (place / "data/raw/b.txt").write_text("a  line\twith   spaces\nshort\n\n")
+    (place / "data/raw/a.txt").write_text("the same line again\nthe same line again\x07\n")
+    typed(place, f"sconce {CLEAN} --out data/processed")
+    (shard,) = (place / "data/processed/train").iterdir()
+    documents = [json.loads(line)["text"].strip() for line in shard.read_text().splitlines()]
+    assert documents == ["the same line again", "the same line again", "a line with spaces"]
+
+
+def test_text_that_its_sharder_left_on_a_volume_is_read_as_it_is(place):
+    """fineweb_sharder.py wrote train_0000.txt beside a manifest.json; orchestrate wrote train-00000.txt."""
+    workspace = place / "workspace"
+    for name in ("train/a/train_0000.txt", "train/a/train-00000.txt", "val/a/val_0000.txt"):
+        (workspace / "datasets" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_corpus(workspace / "datasets" / name, lines=200)
+        (workspace / "datasets" / name).with_name("manifest.json").write_text('{"shards": []}')
+    with mock.patch.dict(os.environ, roots(workspace)):
+        typed(place, f"sconce orchestrate --mode cloud --experiment a --profile local --backend cpu {TINY}")
+    (manifest,) = (workspace / "cache/a").glob("*/manifest.json")
+    found = json.loads(manifest.read_text())
+    assert sorted(Path(source["path"]).name for source in found["sources"] if "val" not in source["path"]) == [
+        "train-00000.txt",
+        "train_0000.txt",
+    ]
+    assert found["validation_paths"] == [str(workspace / "datasets/val/a")]

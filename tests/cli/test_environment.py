@@ -26,8 +26,14 @@ def test_attn_backend_chooses_where_the_config_leaves_it_open():
     assert compute().attention == "auto"
     assert compute(ATTN_BACKEND="reference").attention == "reference"
     config = load_preset("local_smoke", ["runtime.attention_backend=fused"])
-    with mock.patch.dict(os.environ, ATTN_BACKEND="reference"):
-        assert make_compute(config, model_spec(config, 1024)).attention == "fused"
+    for agrees in ("auto", "fused"):
+        with mock.patch.dict(os.environ, ATTN_BACKEND=agrees):
+            assert make_compute(config, model_spec(config, 1024)).attention == "fused"
+    with (
+        mock.patch.dict(os.environ, ATTN_BACKEND="reference"),
+        pytest.raises(ConfigError, match=r"ATTN_BACKEND: found reference, and runtime\.attention_backend is fused"),
+    ):
+        make_compute(config, model_spec(config, 1024))
     with pytest.raises(ConfigError, match="ATTN_BACKEND: found 'flash', expected one of auto, fused, reference"):
         compute(ATTN_BACKEND="flash")
 

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,24 @@ def test_a_fault_is_passed_on_and_the_pod_is_stopped_when_that_was_asked_for(tmp
     out, _ = process.communicate(timeout=60)
     assert "https://api.runpod.io/v2/pods/pod7/action" in (tmp_path / "called").read_text()
     assert "rpa_secret" not in out
+
+
+@pytest.mark.parametrize("there", ["RUNPOD_POD_ID", "RUNPOD_API_KEY"])
+def test_a_pod_that_cannot_be_stopped_says_so_and_stays(tmp_path, monkeypatch, there):
+    for name in ("RUNPOD_POD_ID", "RUNPOD_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    install(tmp_path / "bin", (), {"curl": f"#!/bin/sh\ntouch {tmp_path}/called\n"})
+    process = launch(
+        tmp_path / "workspace", "first", small=["--backend", "cpu"], SCONCE_WHEN_DONE="stop", **{there: "x"}
+    )
+    wait_for(process, "exit code 2")
+    wait_for(process, "cannot stop the pod without RUNPOD_POD_ID and RUNPOD_API_KEY: stop it yourself")
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert not (tmp_path / "called").exists()
 
 
 def test_a_word_that_start_sh_does_not_know_is_refused(tmp_path):
@@ -228,6 +248,30 @@ def test_every_image_is_the_one_that_the_dockerfile_makes():
     compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
     images |= {service["image"] for service in compose["services"].values()}
     assert images == {tag}
+
+
+def composed():
+    """(mounts, arguments of start.sh) of each `docker compose … run train` that compose.yaml tells to type."""
+    for line in re.findall(r"^#   (docker compose .* run .*)$", (INFRA / "compose.yaml").read_text(), re.MULTILINE):
+        words = shlex.split(line)
+        before, after = words[: words.index("train")], words[words.index("train") + 1 :]
+        mounts = [word.split(":")[1] for flag, word in pairwise(before) if flag == "--volume"]
+        yield mounts, dict(zip(after[::2], after[1::2], strict=True))
+
+
+def test_what_compose_tells_to_type_ends_with_a_model_on_a_fresh_volume(tmp_path):
+    (mounted, given), (unmounted, streamed) = composed()
+    assert [given.pop("--input")] == mounted
+    (tmp_path / "corpus").mkdir()
+    write_corpus(tmp_path / "corpus/text.txt")
+    words = [word for pair in given.items() for word in pair if pair[0] != "--experiment"]
+    workspace = tmp_path / "workspace"
+    process = launch(workspace, given["--experiment"], *words, "--input", tmp_path / "corpus")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, out
+    assert checkpoints(workspace / "runs" / given["--experiment"])[-1] == "step-00000030"
+    assert unmounted == []
+    assert load_preset(streamed["--profile"]).data.streaming
 
 
 def instructions():
