@@ -273,7 +273,11 @@ def test_a_micro_batch_holds_no_more_tokens_where_rows_are_shorter():
             {"gradient_accumulation_steps": 2},
             "data.gradient_accumulation_steps: means nothing with data.stages",
         ),
-        ([{"from_step": 4, "batch_size": 16}], {"micro_batch_size": 5}, "write instead: micro_batch_size = 4"),
+        (
+            [{"from_step": 4, "batch_size": 16}],
+            {"micro_batch_size": 5},
+            r"write instead:\n  micro_batch_size = 4\n  gradient_accumulation_steps = 4",
+        ),
     ],
 )
 def test_config_faults(stages, data, message):

@@ -300,7 +300,9 @@ def test_contradictions_are_refused_in_a_line_and_leave_nothing(tmp_path, job, c
         more = {**more, "config": tmp_path / "old.yaml"}
     with pytest.raises(ConfigError, match=message) as error:
         import_earlier(ImportJob(**job, **more))
-    assert "\n" not in str(error.value)
+    fault, *advice = str(error.value).splitlines()  # which alone may follow, as lines to write
+    assert bool(advice) == fault.endswith("write instead:")
+    assert all(line.startswith("  ") for line in advice)
     assert not job["out"].exists()
 
 
