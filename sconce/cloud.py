@@ -252,11 +252,8 @@ def _check_memory(plan: Plan) -> str:
     estimate = plan.configured_estimate
     if estimate is not None and estimate.hours is not None:
         line += f"; about {estimate.hours:.1f} hours for all steps at an assumed {estimate.mfu:.0%} MFU"
-        line += (
-            ""
-            if estimate.cost is None
-            else f", {estimate.cost:.2f} dollars at {estimate.price} an hour ({price_basis()})"
-        )
+        if estimate.cost is not None:
+            line += f", {estimate.cost:.2f} dollars at {estimate.price} an hour ({price_basis()})"
     return line
 
 

@@ -21,7 +21,7 @@ from sconce.backend import (
     take,
 )
 from sconce.dropout import row_keys
-from sconce.heap import give_back_freed_memory, keep_freed_memory
+from sconce.heap import keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
@@ -58,7 +58,7 @@ class MLXLearner:
         self.spec = spec
         self.run = run
         if not mx.metal.is_available():  # where whoever recomputes is short of memory
-            give_back_freed_memory() if run.recompute_every else keep_freed_memory()
+            keep_freed_memory(keep=not run.recompute_every)
         named = [(param.name, param.shape) for param in spec.params()]
         check_names(named, weights)
         self.params: Tree = {name: mx.array(take(weights, name, shape)) for name, shape in named}

@@ -22,7 +22,7 @@ from sconce.backend import (
     take,
 )
 from sconce.dropout import row_keys
-from sconce.heap import give_back_freed_memory, keep_freed_memory
+from sconce.heap import keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_torch.compile import Compiled
@@ -73,7 +73,7 @@ class TorchLearner:
         self.spec = spec
         self.device = device
         if device.type == "cpu":  # where whoever recomputes is short of memory
-            give_back_freed_memory() if run.recompute_every else keep_freed_memory()
+            keep_freed_memory(keep=not run.recompute_every)
         with torch.device(device):
             self.model = Model(spec, run)
         self.params = dict(self.model.named_parameters())
