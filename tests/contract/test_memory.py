@@ -64,6 +64,15 @@ def learner_and_batch(setting):
     return learner, batch
 
 
+@pytest.fixture(autouse=True)
+def instructions_for_16_bits(monkeypatch):
+    """The model is of hardware that multiplies 16 bits; elsewhere PyTorch's products are made of float32 copies."""
+    if "cpu" in INSTALLED:
+        from sconce_torch import products
+
+        monkeypatch.setattr(products, "CPU_MULTIPLIES", dict.fromkeys(products.CPU_MULTIPLIES, True))
+
+
 torch_only = pytest.mark.skipif("cpu" not in INSTALLED, reason="PyTorch is not installed")
 mlx_only = pytest.mark.skipif("mlx" not in INSTALLED, reason="MLX is not installed")
 

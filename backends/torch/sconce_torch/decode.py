@@ -12,6 +12,7 @@ from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
 from sconce_torch.cache import Cache, Target
 from sconce_torch.model import Block, Linear, Model
+from sconce_torch.products import attend, linear
 
 
 class Joined(NamedTuple):
@@ -21,7 +22,7 @@ class Joined(NamedTuple):
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 def laid_out(weight: Tensor) -> Tensor:
@@ -31,10 +32,10 @@ def laid_out(weight: Tensor) -> Tensor:
     return weight.t().contiguous().t()
 
 
-def join(dtype: torch.dtype, *linears: Linear) -> Joined:
-    """A copy of `linears` as one layer."""
-    weight = laid_out(torch.cat([linear.weight.detach() for linear in linears]).to(dtype))
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+def join(dtype: torch.dtype, *layers: Linear) -> Joined:
+    """A copy of `layers` as one layer."""
+    weight = laid_out(torch.cat([layer.weight.detach() for layer in layers]).to(dtype))
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     return Joined(weight, torch.cat(biases).to(dtype) if biases else None)
 
 
@@ -116,7 +117,7 @@ class TorchDecoder:
             else:
                 ends = np.flatnonzero(here)
                 last[ends] = x_BTH[ends, here[ends] - 1]
-        return F.linear(self.weights.norm(last), self.weights.head).float().cpu().numpy()
+        return linear(self.weights.norm(last), self.weights.head).float().cpu().numpy()
 
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes what row `source` is."""
@@ -156,9 +157,7 @@ class TorchDecoder:
         keys, values = self.cache.store(index, target, qk[:, heads:], qkv[:, heads + shared :])
         q_BNTD = qk[:, :heads]
         causal = mask is None and q_BNTD.shape[2] > 1
-        out = F.scaled_dot_product_attention(
-            q_BNTD, keys, values, attn_mask=mask, is_causal=causal, enable_gqa=heads != shared
-        )
+        out = attend(q_BNTD, keys, values, mask=mask, causal=causal)
         return layer.out(out.transpose(1, 2).flatten(2))
 
     def _mlp(self, layer: Layer, x_BTH: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from sconce.backend import Batch, ComputeOptions, TensorSource, check_names, take
@@ -10,6 +9,7 @@ from sconce.spec import ModelSpec
 from sconce_torch.decode import DecodeWeights, TorchDecoder
 from sconce_torch.loss import score_targets
 from sconce_torch.model import Block, Linear, Model
+from sconce_torch.products import linear
 
 LOGITS_ROWS = 1024  # tokens whose logits are made at once
 
@@ -33,8 +33,7 @@ class TorchLanguageModel:
         """(B, n) ids to float32 (B, n, V)."""
         with torch.inference_mode():
             x_BTH = self.model.hidden(self._put(tokens), None, None)
-            head = self.model.head_weight.to(x_BTH.dtype)
-            return F.linear(x_BTH, head).float().cpu().numpy()
+            return linear(x_BTH, self.model.head_weight).float().cpu().numpy()
 
     def score(self, batch: Batch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Per-token loss (batch, seq), 0 where the target is -1; and where the likeliest token is the target."""
@@ -66,9 +65,9 @@ class TorchLanguageModel:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device).long()
 
 
-def _view(linears: list[Linear], weight: torch.Tensor) -> None:
+def _view(layers: list[Linear], weight: torch.Tensor) -> None:
     start = 0
-    for linear in linears:
-        end = start + linear.weight.shape[0]
-        linear.weight.data = weight[start:end]
+    for layer in layers:
+        end = start + layer.weight.shape[0]
+        layer.weight.data = weight[start:end]
         start = end

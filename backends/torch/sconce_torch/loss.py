@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
+from sconce_torch.products import linear, matmul
+
 
 def score_targets(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """-log p(target) as float32 (B, T), 0 where target is -1, and where the likeliest token is the target.
@@ -17,7 +19,7 @@ def score_targets(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: i
     nats: list[Tensor] = []
     hits: list[Tensor] = []
     for x_NH, targets_N in zip(x_BTH.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True):
-        logits_NV = F.linear(x_NH, weight_VH).float()
+        logits_NV = linear(x_NH, weight_VH).float()
         nats.append(F.cross_entropy(logits_NV, targets_N, ignore_index=-1, reduction="none"))
         hits.append(logits_NV.argmax(-1) == targets_N)
     return torch.cat(nats).view_as(targets_BT), torch.cat(hits).view_as(targets_BT)
@@ -42,14 +44,14 @@ class _SummedNats(torch.autograd.Function):
             scored, picked = (targets >= 0).float(), targets.clamp(min=0)
             # The vocabulary last: softmax over a strided axis is 4 times slower. One exponential of each logit, in
             # place, is the softmax and, but for 1 at the target, the gradient.
-            logits = F.linear(x, weight).float()
+            logits = linear(x, weight).float()
             logits.sub_(logits.amax(-1, keepdim=True))
             target_logits = logits.gather(-1, picked)
             z = logits.exp_().sum(-1, keepdim=True)
             total += ((z.log() - target_logits) * scored).sum()
             grad = logits.mul_(scored / z).scatter_add_(-1, picked, -scored).to(x.dtype)
-            grad_x_NH[start : start + chunk] = grad @ weight
-            grad_weight_VH += grad.T @ x
+            grad_x_NH[start : start + chunk] = matmul(grad, weight)
+            grad_weight_VH += matmul(grad.T, x)
         ctx.save_for_backward(grad_x_NH, grad_weight_VH)
         return total
 

@@ -14,6 +14,7 @@ from sconce.backend import ComputeOptions
 from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
 from sconce_torch.dropout import drop
+from sconce_torch.products import attend, linear, matmul
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x).square()}
@@ -45,8 +46,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -143,18 +143,17 @@ class Attention(nn.Module):
         if q.is_cuda and (q.dtype == torch.float32 or mask is not None):
             # No fused CUDA kernel shares keys between heads in float32, and none that takes a mask.
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
-        return self.merge(out)
+        return self.merge(attend(q, k, v, mask=mask, causal=mask is None))
 
     def _attend_in_full(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context) -> Tensor:
         """Attention whose probabilities exist as an array: what dropout needs, and the reference for the rest."""
         groups = q_BNTD.shape[1] // k_BKTD.shape[1]
         k_BNTD, v_BNTD = (x.repeat_interleave(groups, dim=1) for x in (k_BKTD, v_BKTD))
-        scores_BNTT = (q_BNTD * self.head_dim**-0.5) @ k_BNTD.transpose(2, 3)
+        scores_BNTT = matmul(q_BNTD * self.head_dim**-0.5, k_BNTD.transpose(2, 3))
         assert context.mask is not None
         probs_BNTT = scores_BNTT.float().masked_fill(~context.mask, float("-inf")).softmax(dim=-1)
         dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.layer, "attention")
-        return dropped_BNTT.to(v_BNTD.dtype) @ v_BNTD
+        return matmul(dropped_BNTT.to(v_BNTD.dtype), v_BNTD)
 
 
 class MLP(nn.Module):
@@ -225,11 +224,6 @@ class Model(nn.Module):
     def head_weight(self) -> Tensor:
         """(V, H), float32."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    def head(self, x: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., H) that have left the last block."""
-        x = self.model.norm(x)
-        return F.linear(x, self.head_weight.to(x.dtype))
 
     def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor | None) -> Tensor:
         """What the head multiplies, (B, T, H): the last block's output, normed.
