@@ -16,7 +16,11 @@ MLX_BLOCKED_FROM, MLX_RECOMPUTED_FROM, MLX_BLOCK = 256, 1024, 128  # tokens: of 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """All that memory depends on. `compiled` fuses element-wise work, so that PyTorch keeps less of it."""
+    """All that memory depends on.
+
+    `compiled` fuses element-wise work, so that PyTorch keeps less of it. `lanes` are the parts of a micro-batch that
+    are computed at the same time, each with gradients of its own: `sconce_mlx.lanes`.
+    """
 
     spec: ModelSpec
     optim: OptimSpec
@@ -27,6 +31,7 @@ class Setting:
     micro_batch_size: int
     seq_len: int
     packed: bool = False  # rows of whole documents that do not see each other
+    lanes: int = 1
 
     @property
     def tokens(self) -> int:
@@ -73,7 +78,8 @@ def step_memory(setting: Setting) -> Memory:
     spec, tokens = setting.spec, setting.tokens
     weights = 4 * spec.num_params
     state = 4 * sum(_size(shape) for _, shape in state_names(spec, setting.optim))
-    head_gradient = 4 * spec.vocab_size * spec.hidden_size
+    lanes = min(setting.lanes, setting.micro_batch_size)
+    head_gradients = lanes * 4 * spec.vocab_size * spec.hidden_size
     sums = weights if setting.accumulates else 0
     kept, working = _block_bytes(setting)
     recomputed = _recomputed_blocks(setting)
@@ -85,12 +91,12 @@ def step_memory(setting: Setting) -> Memory:
         weights=weights,
         optimizer=state - weights,
         # MLX adds one tree of gradients to another; PyTorch adds each to its sum as soon as it is there.
-        gradients=weights + (sums if setting.framework == "mlx" else 0),
+        gradients=lanes * weights + (sums if setting.framework == "mlx" else 0),
         casts=_cast_bytes(setting),
         activations=tokens * activations + _mask_bytes(setting),
         logits=_loss_bytes(setting),
         working=tokens * (working + _recompute_bytes(setting, kept, working)),
-        carried=sums + head_gradient,
+        carried=sums + head_gradients,
         remaining=tokens * remaining + _mask_bytes(setting),
     )
 
@@ -114,14 +120,13 @@ def _recomputed_blocks(setting: Setting) -> int:
 
 
 def _recompute_bytes(setting: Setting, kept: int, working: int) -> int:
-    """Bytes a token of a block that is computed again, beyond `working`.
+    """Bytes a token of a block that is computed again, beyond `working`: its backward pass frees what it needs.
 
-    Its backward pass frees as much as it needs; MLX's graph overlaps it with the block before.
+    MLX frees it late.
     """
-    recomputed = _recomputed_blocks(setting)
-    if not recomputed:
+    if not _recomputed_blocks(setting):
         return 0
-    return max(kept - working, 0) if setting.framework == "torch" or recomputed == 1 else 3 * kept // 2
+    return kept if setting.framework == "mlx" else max(kept - working, 0)
 
 
 def _in_full(setting: Setting) -> bool:
@@ -174,7 +179,7 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
         groups = 2 * (q_size - kv_size) * act if kv_size < q_size else 0
         dropped = row * (1 + act) if spec.attn_dropout > 0 else (row * act if act < 4 else 0)
         # out_BNTD comes head by head, and is laid out anew for the output projection.
-        return kept + groups + q_size * act + 4 * row + dropped, 3 * 4 * row
+        return kept + groups + q_size * act + 4 * row + dropped, (2 if mlx else 3) * 4 * row
     if not mlx:
         return kept, 0
     if _in_blocks(setting):
@@ -230,7 +235,8 @@ def _loss_bytes(setting: Setting) -> int:
     chunk = min(setting.options.loss_chunk or setting.tokens, setting.tokens)
     if setting.framework == "mlx":
         logits = chunk * spec.vocab_size * (8 if act == 4 else 10)
-        return logits + (2 * 4 * table if chunk < setting.tokens else 0)  # a chunk's part, and the sum with it
+        # A chunk's part, and the sum with it.
+        return logits + (2 * 4 * table * min(setting.lanes, setting.micro_batch_size) if chunk < setting.tokens else 0)
     a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
     cast = table * act if act < 4 else 0
     return chunk * spec.vocab_size * a_token + (4 + act) * table + cast + 2 * setting.tokens * spec.hidden_size * act

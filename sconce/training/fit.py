@@ -39,6 +39,7 @@ def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
         micro_batch_size=micro_batch_size(config),
         seq_len=stages.longest,
         packed=config.data.packing == "bestfit",
+        lanes=2 if (device.framework, device.kind) == ("mlx", "cpu") else 1,
     )
 
 

@@ -6,6 +6,7 @@ import re
 import pytest
 from commands import SMALL, checkpoints, records, weights, write_corpus
 
+from sconce.backend import Batch
 from sconce.config import load_config
 from sconce.errors import OutOfMemoryError
 from sconce.orchestrate import LocalJob, orchestrate_local
@@ -51,7 +52,6 @@ def error_of(backend):
 def limit_memory(monkeypatch, backend, largest, from_step):
     """Make `backend`'s learners fail on more than `largest` rows from an update on, as if the memory were full."""
     hook = "_nats_and_grads" if backend.name == "mlx" else "_summed_nats"
-    tokens_at = 1 if backend.name == "mlx" else 0
     updates = {"begun": -1}
     make = backend.learner
 
@@ -63,10 +63,11 @@ def limit_memory(monkeypatch, backend, largest, from_step):
             updates["begun"] = scalars.step
             return step(batches, scalars)
 
-        def limited(*tensors):
-            if updates["begun"] >= from_step and len(tensors[tokens_at]) > largest:
+        def limited(first, *rest):  # a batch or its tokens
+            rows = len(first.inputs) if isinstance(first, Batch) else len(first)
+            if updates["begun"] >= from_step and rows > largest:
                 raise error_of(backend)
-            return compute(*tensors)
+            return compute(first, *rest)
 
         setattr(made, hook, limited)
         made.step = begin

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from sconce.backend import Batch, ComputeOptions, TensorSource, check_names, take
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
+from sconce_mlx.lanes import share_cores
 from sconce_mlx.loss import score_targets
 from sconce_mlx.model import Linear, Model
 
@@ -19,6 +20,7 @@ class MLXLanguageModel:
 
     def __init__(self, spec: ModelSpec, run: ComputeOptions, weights: TensorSource) -> None:
         self.spec = spec
+        share_cores(1)
         named = [(param.name, param.shape) for param in spec.params()]
         check_names(named, weights)
         self.model = Model(spec, run)

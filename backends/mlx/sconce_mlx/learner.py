@@ -25,6 +25,7 @@ from sconce.heap import keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
+from sconce_mlx.lanes import lanes, share_cores, shares
 from sconce_mlx.loss import score_targets, summed_nats
 from sconce_mlx.memory import out_of_memory
 from sconce_mlx.model import Model
@@ -73,8 +74,12 @@ class MLXLearner:
         self.scale, self.clean = mx.array(1.0), mx.array(0.0)
         self._set_scale(None)
         compiled = run.compile if run.compile is not None else mx.metal.is_available()
-        nats_and_grads = mx.value_and_grad(self._summed_nats)
-        self._nats_and_grads = mx.compile(nats_and_grads) if compiled else nats_and_grads
+        self.lanes = lanes()
+        share_cores(len(self.lanes))
+        self.loss_chunk = run.loss_chunk and -(-run.loss_chunk // len(self.lanes))  # of each lane, at the same time
+        # A function each, for what is compiled belongs to the stream that it was traced on.
+        functions = [mx.value_and_grad(self._summed_nats) for _ in self.lanes]
+        self._of_lane = [mx.compile(function) if compiled else function for function in functions]
         self.optim = Optimizer(spec, optim)
         self._update = mx.compile(self.optim.update) if compiled else self.optim.update
 
@@ -86,13 +91,12 @@ class MLXLearner:
         loss, grads, first_row = None, None, 0
         with out_of_memory(intact=True):
             for batch in batches:
-                tensors = _to_device(batch)
                 keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
                 first_row += len(batch.inputs)
-                part, part_grads = self._nats_and_grads(self.params, *tensors, keys_B, per_token * self.scale)
+                part, part_grads = self._nats_and_grads(batch, keys_B, per_token * self.scale)
                 part = part / self.scale
                 loss = part if loss is None else loss + part
-                grads = part_grads if grads is None else {name: grads[name] + g for name, g in part_grads.items()}
+                grads = part_grads if grads is None else _add(grads, part_grads)
                 mx.async_eval(loss, grads)  # one micro-batch's activations at a time
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
@@ -107,11 +111,13 @@ class MLXLearner:
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
         with out_of_memory(intact=True):
-            inputs, targets, segments = _to_device(batch)
-            model = self._filled_model(self.params)
-            x_BTH = model.hidden(inputs, segments, None, differentiated=False)
-            nats_BT, _ = score_targets(x_BTH, model.head_weight, targets, self.run.loss_chunk)
-            return np.array(nats_BT)
+            model, parts = self._filled_model(self.params), []
+            for stream, rows in zip(self.lanes, shares(len(batch.inputs), len(self.lanes)), strict=False):
+                with mx.stream(stream):
+                    inputs, targets, segments = _to_device(batch, rows)
+                    x_BTH = model.hidden(inputs, segments, None, differentiated=False)
+                    parts.append(score_targets(x_BTH, model.head_weight, targets, self.loss_chunk)[0])
+            return np.array(mx.concatenate(parts))
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
@@ -143,6 +149,20 @@ class MLXLearner:
     def _tree(self, part: str) -> Tree:
         return self.params if part == WEIGHTS else self.slots[part]
 
+    def _nats_and_grads(self, batch: Batch, keys_B: mx.array | None, scale: mx.array) -> tuple[mx.array, Tree]:
+        """The scaled sum of a micro-batch's nats and its gradients, its rows shared out between the lanes."""
+        total, grads = None, None
+        for lane, rows in enumerate(shares(len(batch.inputs), len(self.lanes))):
+            with mx.stream(self.lanes[lane]):
+                tensors = _to_device(batch, rows)
+                keys = None if keys_B is None else keys_B[rows]
+                part, part_grads = self._of_lane[lane](self.params, *tensors, keys, scale)
+            total = part if total is None else total + part
+            grads = part_grads if grads is None else _add(grads, part_grads)
+        assert total is not None, "a micro-batch needs at least one row"
+        assert grads is not None
+        return total, grads
+
     def _summed_nats(
         self,
         params: Tree,
@@ -154,7 +174,7 @@ class MLXLearner:
     ) -> mx.array:
         model = self._filled_model(params)
         x_BTH = model.hidden(inputs_BT, segments_BT, keys_B, differentiated=True)
-        return summed_nats(x_BTH, model.head_weight, targets_BT, self.run.loss_chunk) * scale
+        return summed_nats(x_BTH, model.head_weight, targets_BT, self.loss_chunk) * scale
 
     def _dropout_keys(self, scalars: StepScalars, first_row: int, rows: int) -> mx.array | None:
         return mx.array(row_keys(scalars.seed, scalars.step, first_row, rows)) if self.spec.drops else None
@@ -167,6 +187,10 @@ class MLXLearner:
         return model
 
 
-def _to_device(batch: Batch) -> tuple[mx.array, mx.array, mx.array | None]:
-    segments = None if batch.segments is None else mx.array(batch.segments)
-    return mx.array(batch.inputs), mx.array(batch.targets), segments
+def _to_device(batch: Batch, rows: slice) -> tuple[mx.array, mx.array, mx.array | None]:
+    segments = None if batch.segments is None else mx.array(batch.segments[rows])
+    return mx.array(batch.inputs[rows]), mx.array(batch.targets[rows]), segments
+
+
+def _add(left: Tree, right: Tree) -> Tree:
+    return {name: array + right[name] for name, array in left.items()}

@@ -18,11 +18,11 @@ def score_targets(
     hits: list[mx.array] = []
     for start, end in _chunks(targets_N.size, chunk):
         targets = targets_N[start:end]
-        logits = (x_NH[start:end] @ weight_VH.T).astype(mx.float32)
+        x = mx.depends(x_NH[start:end], [*nats[-1:], *hits[-1:]])  # one chunk's logits at a time
+        logits = (x @ weight_VH.T).astype(mx.float32)
         picked = mx.take_along_axis(logits, mx.maximum(targets, 0)[:, None], axis=-1).squeeze(-1)
         nats.append(mx.where(targets >= 0, mx.logsumexp(logits, axis=-1) - picked, 0.0))
         hits.append(mx.argmax(logits, axis=-1) == targets)
-        mx.eval(nats[-1], hits[-1])  # one chunk's logits at a time
     return mx.concatenate(nats).reshape(targets_BT.shape), mx.concatenate(hits).reshape(targets_BT.shape)
 
 

@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import mlx.core as mx
 from mlx import nn
-from mlx.nn.utils import checkpoint
 
 from sconce.backend import ComputeOptions
 from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
 from sconce_mlx.attention import BLOCKED_FROM, attend_in_blocks, mask_of
 from sconce_mlx.dropout import drop
+from sconce_mlx.recompute import recomputed
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": lambda x: mx.square(mx.maximum(x, 0))}
@@ -165,7 +165,7 @@ class MLP(nn.Module):
         parts = [self.up_proj(x)] if self.gate_proj is None else [self.gate_proj(x), self.up_proj(x)]
         # Recomputed in part: the gradient asks for the activation again, which is cheap, and not for the product.
         # Otherwise two arrays more as large as `parts` would be kept, a third of what a block keeps.
-        down = checkpoint(self, self._down) if differentiated else self._down
+        down = recomputed(self, self._down) if differentiated else self._down
         return down(*parts)
 
     def _down(self, first: mx.array, *up: mx.array) -> mx.array:
@@ -244,7 +244,7 @@ class Model(nn.Module):
         x = self.embed(tokens_BT)
         for layer, block in enumerate(self.model.layers):
             if self.recompute_every and layer % self.recompute_every == 0 and differentiated:
-                x = checkpoint(block, lambda x, block=block: block(x, context))(x)
+                x = recomputed(block, lambda x, block=block: block(x, context))(x)
             else:
                 x = block(x, context)
         return self.model.norm(x)
