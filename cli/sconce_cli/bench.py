@@ -24,7 +24,7 @@ def bench(
     from sconce.training.bench import bench_config
     from sconce_cli.console import make_reporter
 
-    loaded = load_source(config, profile, override or [])
+    loaded, _ = load_source(config, profile, override or [])
     reporter = make_reporter(quiet=as_json, as_json=False)
     found = bench_config(loaded, hardware=backend.value, steps=steps, reporter=reporter)
     typer.echo(json.dumps(found.as_object()) if as_json else "\n".join(as_text(found)))

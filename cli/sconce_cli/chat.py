@@ -13,15 +13,18 @@ if TYPE_CHECKING:
     from sconce.generation.session import Session
 
 HELP = """\
-Type text and the model continues it; an empty line lets it go on. Alt-Enter starts a new line.
-  /again              write the last continuation anew
-  /undo               take the last turn back
-  /clear              start over
-  /show               the whole document
-  /save FILE          write the document to a file
-  /set                every setting; /set temperature 0.5 changes one
-  /temperature 0.5    short for that; so with top_k, top_p, min_p, repetition_penalty, max_tokens, seed
-  /help, /quit        this; the end (so is Ctrl-D). Ctrl-C stops the model, and keeps what it wrote."""
+Type text and the model continues it; an empty line lets it go on.
+Alt-Enter starts a new line, the up arrow recalls lines, Tab completes commands.
+  /again, /regenerate  write the last continuation anew
+  /undo                take the last turn back
+  /clear               start over
+  /show                the whole document
+  /save FILE           write the document to a file
+  /set                 every setting; /set temperature 0.5 changes one
+  /temperature 0.5     short for that; so with top_k, top_p, min_p,
+                       repetition_penalty, max_tokens, seed
+  /help, /quit         this; the end (so is Ctrl-D)
+Ctrl-C stops the model, and keeps what it wrote."""
 
 
 def chat(
@@ -62,6 +65,8 @@ def chat(
 
 def _terminal_lines(dialogue: bool) -> Iterator[str]:
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.formatted_text import FormattedText
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
     keys = KeyBindings()
@@ -74,14 +79,26 @@ def _terminal_lines(dialogue: bool) -> Iterator[str]:
     def _new_line(event: KeyPressEvent) -> None:  # pyright: ignore[reportUnusedFunction] (the decorator keeps it)
         event.current_buffer.insert_text("\n")
 
-    prompts: PromptSession[str] = PromptSession(multiline=True, key_bindings=keys)
+    prompts: PromptSession[str] = PromptSession(
+        multiline=True,
+        key_bindings=keys,
+        completer=WordCompleter(_command_names(), sentence=True),
+        complete_while_typing=False,
+    )
+    mark = "you> " if dialogue else "> "
     while True:
         try:
-            yield prompts.prompt("you> " if dialogue else "> ", prompt_continuation="  ")
+            yield prompts.prompt(FormattedText([("bold", mark)]), prompt_continuation=" " * len(mark))
         except KeyboardInterrupt:
             continue  # clears what was typed
         except EOFError:
             return
+
+
+def _command_names() -> list[str]:
+    from sconce.generation.session import SETTINGS
+
+    return sorted([*_COMMANDS, *_ENDS, *(f"/{name}" for name in SETTINGS)])
 
 
 def _piped_lines() -> Iterator[str]:
@@ -94,7 +111,7 @@ def _take(session: "Session", line: str) -> bool:
     from sconce.errors import SconceError
 
     word, _, rest = line.strip().partition(" ")
-    if word in ("/quit", "/exit"):
+    if word in _ENDS:
         return False
     try:
         if word in _COMMANDS:
@@ -160,16 +177,18 @@ def _save(session: "Session", path: str) -> None:
 
 
 def _set(session: "Session", rest: str) -> None:
-    name, _, value = rest.partition(" ")
-    if name:
-        session.set(name, value.strip())
-    typer.echo("  ".join(f"{key} {setting:g}" for key, setting in session.settings().items()), err=True)
+    name, _, value = (part.strip() for part in rest.partition(" "))
+    if value or name not in ("", *session.settings()):
+        session.set(name, value)
+    shown = {key: f"{now:g}" if isinstance(now, float) else str(now) for key, now in session.settings().items()}
+    typer.echo("  ".join(f"{key} {now}" for key, now in shown.items()), err=True)
 
 
 def _help(_session: "Session", _: str) -> None:
     typer.echo(HELP, err=True)
 
 
+_ENDS = ("/quit", "/exit")
 _COMMANDS: "dict[str, Callable[[Session, str], None]]" = {
     "/again": _again,
     "/regenerate": _again,

@@ -56,18 +56,17 @@ def check(
 ) -> None:
     """Report every fault of a config together, without training: keys, paths, tokenizer, sizes, memory."""
     from sconce.backend import load_backend
-    from sconce.config import load_table
     from sconce.errors import ConfigError
     from sconce.planning.devices import named, of_backend
     from sconce.training.check import check_run
 
-    loaded = load_source(config, profile, override or [])
+    loaded, notes = load_source(config, profile, override or [])
     name = str(config or f"preset {profile}")
     target = named(device) if device is not None else of_backend(load_backend("auto").device())
     faults = [f"{name}: {fault}" for fault in check_run(loaded, target)]
     if faults:
         raise ConfigError("\n".join(faults))
-    for note in load_table(config)[1] if config is not None else ():
+    for note in notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{name}: no faults; fits {target.name}")
 

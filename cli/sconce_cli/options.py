@@ -76,12 +76,21 @@ def given(context: typer.Context, options: Mapping[str, str]) -> list[str]:
     return [options[name] for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
 
 
-def load_source(config: Path | None, profile: str | None, overrides: Sequence[str]) -> "RunConfig":
-    """The config of a file or of a preset. Raises ConfigError, also unless exactly one of the two is given."""
-    from sconce.config import load_config, load_preset
+def load_source(
+    config: Path | None, profile: str | None, overrides: Sequence[str]
+) -> "tuple[RunConfig, Sequence[str]]":
+    """The config of a file or of a preset, and what of an earlier system's file was turned, a line each.
+
+    Raises ConfigError, also unless exactly one of the two is given.
+    """
+    from sconce.config import config_from, load_preset, load_table
 
     check_source(config, profile)
-    return load_preset(profile, overrides) if profile is not None else load_config(source_path(config), overrides)
+    if profile is not None:
+        return load_preset(profile, overrides), ()
+    path = source_path(config)
+    table, notes = load_table(path)
+    return config_from(table, str(path), overrides), notes
 
 
 def check_source(config: Path | None, profile: str | None) -> None:

@@ -48,7 +48,7 @@ def plan(
 
     if device is not None and backend is not Hardware.auto:
         raise ConfigError("--backend: is for this machine; a --device has its own: give one of them")
-    loaded = load_source(config, profile, override or [])
+    loaded, _ = load_source(config, profile, override or [])
     if device is None or device == "cpu":
         made = plan_here(loaded, "cpu" if device == "cpu" else backend.value, mfu=mfu, price=price)
     else:

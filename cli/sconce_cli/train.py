@@ -49,19 +49,18 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train the model that a config describes, or go on where its run folder stopped."""
-    from sconce.config import load_table
     from sconce.training.job import is_own_config, train_config
     from sconce.training.run import RunFolder
     from sconce.training.signals import end_at_sigterm
     from sconce_cli.console import make_reporter
     from sconce_cli.summary import report_outcome, train_command
 
-    loaded = load_source(config, profile, override or [])
+    loaded, notes = load_source(config, profile, override or [])
     source = profile or config
     assert source is not None
     folder = RunFolder(chosen_run_dir(run_dir, loaded.runtime.run_dir, Path(source)))
     reporter = make_reporter(quiet, as_json)
-    for note in load_table(config)[1] if config is not None else ():
+    for note in notes:
         reporter.say(f"note: {note}")
     with end_at_sigterm(reporter.say):
         outcome = train_config(

@@ -107,13 +107,20 @@ class Writer:
 
 
 class TextModel:
-    """A model that is loaded, with its tokenizer."""
+    """A model that is loaded, with its tokenizer; `sconce.load` makes one.
+
+    `generate` continues a text, `complete` and `stream` several at once with every token's log-probability, `logits`
+    are the bare numbers, `encode` gives token ids. `path` is the checkpoint and `spec` the model's sizes.
+    """
 
     def __init__(self, *, path: Path, spec: ModelSpec, tokenizer: Tokenizer, model: LanguageModel) -> None:
         self.path = path
         self.spec = spec
         self.tokenizer = tokenizer
         self.model = model
+
+    def __repr__(self) -> str:
+        return f"<TextModel of {self.path}, {self.spec.num_params:,} parameters>"
 
     def encode(self, text: str | Sequence[int]) -> list[int]:
         """Token ids of a prompt; an empty one is the end of the document before it, unless texts begin with BOS.
@@ -222,7 +229,17 @@ class TextModel:
         seed: int = 0,
         stop: str | Sequence[str] = (),
     ) -> str:
-        """The text that continues `prompt`, up to `stop`; options and errors as of Prompt, Sampling and `stream`."""
+        """The text that continues `prompt`, without it; an empty prompt begins a document.
+
+        It ends before the first of the texts in `stop`, where the model ends its document, after `max_tokens`, or where
+        the model's positions are full. `temperature` 0 takes the likeliest token every time, and higher ones draw more
+        freely: among the `top_k` likeliest tokens (0: all), of these the fewest that hold `top_p` of the probability,
+        and of these the ones at least `min_p` times as likely as the likeliest. A `repetition_penalty` above 1 avoids
+        tokens that were there already. The same `seed` gives the same text; in fp32 on the other backend too, but for
+        the rare draw where two candidates are equal to within rounding.
+
+        Raises ConfigError for an option out of range, DataError for a prompt that fills every position.
+        """
         sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
         )
@@ -231,9 +248,9 @@ class TextModel:
         return self.complete([asked])[0].text
 
     def logits(self, text: str | Sequence[int]) -> NDArray[np.float32]:
-        """Next-token logits after each token of `text` (or of its ids), float32 (n, vocab).
+        """Next-token logits after each of the n tokens of `text` (or of its ids, see `encode`), float32 (n, vocab).
 
-        Raises DataError for more tokens than the model has positions.
+        Raises DataError for more tokens than the model has positions, or an id that it does not have.
         """
         ids = self.encode(text)
         if len(ids) > self.spec.max_position_embeddings:

@@ -11,7 +11,9 @@ from importlib import resources
 from typing import TypeVar
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -28,6 +30,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 T = TypeVar("T", bound=Options)
 
+SERVED = "POST /v1/completions, POST /v1/chat/completions, GET /v1/models and GET /health"
 ENCODERS = 2  # texts made to tokens at once; each thread keeps memory of the longest it had
 
 # The page runs its own script and talks to this server, and nothing else.
@@ -56,10 +59,18 @@ class ServerOptions:
 class _RefusalError(Exception):
     """An answer that is an error."""
 
-    def __init__(self, status: int, message: str, kind: str = "invalid_request_error", code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        kind: str = "invalid_request_error",
+        *,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> None:
         super().__init__(message)
         headers = {"Retry-After": "1"} if status == 429 else None
-        self.response = JSONResponse(error(message, kind, code), status, headers)
+        self.response = JSONResponse(error(message, kind, code, param), status, headers)
 
 
 class _Inbox:
@@ -110,7 +121,14 @@ class Api:
             with self._encoders, self.scheduler:
                 yield
 
-        return Starlette(routes=routes, middleware=[hosts], lifespan=lifespan)
+        faults = {HTTPException: self.not_served}
+        return Starlette(routes=routes, middleware=[hosts], exception_handlers=faults, lifespan=lifespan)
+
+    async def not_served(self, request: Request, fault: Exception) -> Response:
+        """A path or a method that there is not, in the API's terms, which its clients show to people."""
+        assert isinstance(fault, HTTPException)
+        message = f"{request.method} {request.url.path}: {fault.detail}; this server has {SERVED}"
+        return JSONResponse(error(message), fault.status_code, fault.headers)
 
     async def page(self, _: Request) -> Response:
         """The playground."""
@@ -180,7 +198,7 @@ class Api:
         try:
             return self.scheduler.submit(prompts, inbox.deliver)
         except BusyError as busy:
-            raise _RefusalError(429, str(busy), "rate_limit_error", "busy") from None
+            raise _RefusalError(429, str(busy), "rate_limit_error", code="busy") from None
         except EndedError as ended:
             raise _RefusalError(503, str(ended), "server_error") from None
         except SconceError as bad:
@@ -235,7 +253,8 @@ class Api:
         try:
             return kind.model_validate_json(bytes(body))
         except ValidationError as bad:
-            raise _RefusalError(400, _describe(bad)) from None
+            faults = bad.errors(include_url=False)
+            raise _RefusalError(400, _describe(faults), param=_place(faults[0]) or None) from None
 
     def _guarded(self, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """The route, for those who have the key; what it refuses becomes a response."""
@@ -295,8 +314,12 @@ def _event(value: dict[str, object]) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _describe(bad: ValidationError) -> str:
+def _describe(faults: list[ErrorDetails]) -> str:
     """The first few faults, in one line."""
-    faults = bad.errors(include_url=False)
-    parts = [f"{'.'.join(str(part) for part in fault['loc']) or 'body'}: {fault['msg']}" for fault in faults[:3]]
+    parts = [f"{_place(fault) or 'body'}: {fault['msg']}" for fault in faults[:3]]
     return "; ".join(parts) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+
+
+def _place(fault: ErrorDetails) -> str:
+    """The parameter that is wrong, "" for the whole body."""
+    return ".".join(str(part) for part in fault["loc"])

@@ -192,6 +192,10 @@ TURNS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
 
 def transcript(messages: list[Message]) -> str:
-    """The conversation as a base model may have met it in text: names, colons, and the next name to speak."""
+    """The conversation as a base model may have met it in text: names, colons, and the next name to speak.
+
+    An answer that is sent back begins with the space that the model wrote after the colon.
+    """
     names = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-    return "".join(f"{names[message.role]}: {message.text}\n" for message in messages) + "Assistant:"
+    said = (f"{names[message.role]}: {message.text.removeprefix(' ')}\n" for message in messages)
+    return "".join(said) + "Assistant:"

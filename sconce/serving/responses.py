@@ -132,9 +132,9 @@ class ChatAnswer(Answer):
         }
 
 
-def error(message: str, kind: str = "invalid_request_error", code: str | None = None) -> Json:
-    """What went wrong."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+def error(message: str, kind: str = "invalid_request_error", code: str | None = None, param: str | None = None) -> Json:
+    """What went wrong; `param` is what of the request, by its name."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _tokens(pieces: Sequence[Piece]) -> list[Token]:

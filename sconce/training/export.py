@@ -39,7 +39,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 OURS = (OPTIMIZER, RUN)  # of a checkpoint's files, what other tools know nothing of
 MIN_SHARD_BYTES = 2**16
-GROUP_SIZE = 64  # of mlx-lm's quantisation
+GROUP_SIZES = (64, 32)  # values that mlx-lm quantises together: the first that all rows are whole groups of
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 # A precision by what config.json and what safetensors call it.
 _HF_DTYPES: Mapping[Precision, tuple[str, str]] = {
@@ -180,13 +180,13 @@ def _check_mlx_lm(spec: ModelSpec, job: ExportJob) -> None:
 
 def _write_quantised(checkpoint: LoadedCheckpoint, spec: ModelSpec, folder: Path, job: ExportJob) -> None:
     """mlx-lm's own conversion, from a Hugging Face folder that is gone again afterwards."""
-    narrow = sorted(
-        {param.shape[-1] for param in spec.params() if len(param.shape) == 2 and param.shape[-1] % GROUP_SIZE}
-    )
-    if narrow:
+    widths = sorted({param.shape[-1] for param in spec.params() if len(param.shape) == 2})
+    group_size = next((size for size in GROUP_SIZES if not any(width % size for width in widths)), None)
+    if group_size is None:
+        narrow = ", ".join(str(width) for width in widths if width % GROUP_SIZES[-1])
         raise CheckpointError(
-            f"--quantize: mlx-lm quantises groups of {GROUP_SIZE} values, and rows of {', '.join(map(str, narrow))} "
-            "are no whole groups: leave it out"
+            f"--quantize: mlx-lm quantises groups of {GROUP_SIZES[-1]} values or more, and rows of {narrow} are no "
+            "whole groups: leave it out"
         )
     if find_spec("mlx_lm") is None or find_spec("mlx") is None:
         raise SconceError(
@@ -197,7 +197,7 @@ def _write_quantised(checkpoint: LoadedCheckpoint, spec: ModelSpec, folder: Path
     whole.mkdir()
     _write_hf(checkpoint, spec, whole, job)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress there
-        library.convert(str(whole), str(made), quantize=True, q_bits=job.quantize, q_group_size=GROUP_SIZE)
+        library.convert(str(whole), str(made), quantize=True, q_bits=job.quantize, q_group_size=group_size)
     for path in made.iterdir():
         if path.name != "README.md":
             path.rename(folder / path.name)

@@ -58,10 +58,13 @@ def test_what_the_page_writes_is_what_the_api_answers(open_page, server):
     told = answer(server, prompt="a lamp", max_tokens=40, seed=3, logprobs=8)
     with open_page(server) as page:
         assert page.locator("#model").inner_text() == f"night, {POSITIONS} positions"
+        empty = "getComputedStyle(document.getElementById('output'), '::before').content"
+        assert page.locator("html").evaluate(f"() => {empty}") == '"What the model writes comes here."'
         ask(page, "a lamp", max_tokens=40, seed=3)
         assert re.fullmatch(r"40 tokens, \d+ a second, reached max tokens", ended(page))
         tokens = page.locator("#output .token")
         assert tokens.all_text_contents() == told["logprobs"]["tokens"]
+        assert page.locator("html").evaluate(f"() => {empty}") == "none"
         page.locator("#adopt").click()
         assert page.input_value("#prompt") == "a lamp" + told["text"]
 
@@ -80,6 +83,7 @@ def test_pointing_shows_what_else_was_likely_and_a_click_keeps_it(open_page, ser
             assert [share for _, share, _ in found] == pytest.approx([share for _, share in expected], abs=6e-5)
             assert {text for text, _, _ in found} == {text for text, _ in expected}
             assert [text for text, _, drawn in found if drawn] == [shown(told["tokens"][index])]
+        assert "before temperature" in page.locator("#detail").inner_text()
         tokens.nth(2).click()
         kept = rows(page)
         tokens.nth(7).hover()

@@ -108,6 +108,16 @@ def test_piped_lines_and_commands(run, tmp_path):
         assert says in err
 
 
+def test_a_setting_without_a_value_is_shown(run, monkeypatch):
+    lines = ["/temperature 0.5", "/temperature", "/set top_k 7", "/set top_k", "/seed 123456789", "/set nothing"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    shown = sconce_here("chat", run, "--backend", BACKEND).stderr.splitlines()[1:]
+    assert ["temperature 0.5" in line for line in shown[:5]] == [True] * 5
+    assert ["top_k 7" in line for line in shown[:5]] == [False, False, True, True, True]
+    assert shown[4].endswith("seed 123456789")
+    assert shown[5].startswith("nothing: no such setting")
+
+
 def test_an_answer_that_the_models_positions_end_is_told_of(run, monkeypatch):
     for most, told in ((500, ["ended before max_tokens 500: the model's 128 positions are full"]), (5, [])):
         monkeypatch.setattr("sys.stdin", io.StringIO("a lamp\n"))
@@ -115,23 +125,30 @@ def test_an_answer_that_the_models_positions_end_is_told_of(run, monkeypatch):
         assert done.stderr.splitlines()[1:] == told
 
 
+def seen_until(process, wanted, deadline):
+    out = b""
+    while wanted not in out.replace(b"\r\n", b"\n") and time.monotonic() < deadline:
+        if select.select([process.stdout], [], [], 0.2)[0]:
+            out += os.read(process.stdout.fileno(), 4096)
+    assert wanted in out.replace(b"\r\n", b"\n"), out
+
+
 def test_in_a_terminal(run):
-    """Typed keys: text, a new line by Alt-Enter, and Ctrl-D to end."""
+    """Typed keys: a command by Tab, text, a new line by Alt-Enter, and Ctrl-D to end."""
     controller, terminal = pty.openpty()
     process = start(
         "chat", run, "--max-tokens", 8, "--temperature", 0, "--backend", BACKEND, stdin=terminal, env={"TERM": "xterm"}
     )
     os.close(terminal)
+    deadline = time.monotonic() + 30
     try:
         assert process.stderr.readline().endswith("/help for what can be done\n")
         time.sleep(1)
-        os.write(controller, b"a lamp\x1b\ron the wall\r")
-        deadline, out = time.monotonic() + 30, b""
-        expected = sconce.load(run, backend=BACKEND).generate("a lamp\non the wall", max_tokens=8, temperature=0)
-        while expected.encode() not in out.replace(b"\r\n", b"\n") and time.monotonic() < deadline:
-            if select.select([process.stdout], [], [], 0.2)[0]:
-                out += os.read(process.stdout.fileno(), 4096)
-        assert expected.encode() in out.replace(b"\r\n", b"\n"), out
+        os.write(controller, b"/max_tok\t")  # which completes it
+        seen_until(process, b"/max_tokens", deadline)
+        os.write(controller, b" 9\ra lamp\x1b\ron the wall\r")
+        expected = sconce.load(run, backend=BACKEND).generate("a lamp\non the wall", max_tokens=9, temperature=0)
+        seen_until(process, expected.encode(), deadline)
         while process.poll() is None and time.monotonic() < deadline:
             os.write(controller, b"\x04")  # until a prompt is there to take it
             if select.select([process.stdout], [], [], 0.5)[0]:

@@ -12,7 +12,7 @@ import earlier_configs as earlier
 import pytest
 from commands import checkpoints, records, sconce_here, write_corpus
 
-from sconce.config import load_config
+from sconce.config import load, load_config
 
 ROOT = Path(__file__).parents[2]
 QUICK = ("--hidden-size", 16, "--layers", 1, "--heads", 2, "--seq-len", 32, "--batch-size", 4, "--vocab-size", 300)
@@ -180,6 +180,18 @@ def test_check_tells_every_fault_of_paths_tokenizer_sizes_and_memory(run, tmp_pa
     assert "no faults; fits m3-16" in fine.stdout
     small = sconce("config", "check", run / "training.toml", "--device", "m3-16", "--override", "model.vocab_size=299")
     assert "expected at least the tokenizer's 300 tokens" in small.stderr
+
+
+def test_a_config_is_read_once_and_what_was_turned_is_told_once(run, monkeypatch):
+    read, reads = load.read_table, []
+    monkeypatch.setattr(load, "read_table", lambda path: reads.append(path) or read(path))
+    turned = run / "turned.toml"
+    turned.write_text((run / "training.toml").read_text().replace("[model]\n", '[model]\nrope_mode = "on_the_fly"\n'))
+    for command in (("config", "check", turned), ("train", "--config", turned, "--run-dir", run, "--resume")):
+        done = sconce(*command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("note: model.rope_mode: ") == 1
+    assert reads == [turned, turned]
 
 
 def test_show_names_the_origin_of_each_value(run):

@@ -3,18 +3,18 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import write_corpus
+from guides import ROOT, blocks
 from small_run import write_run
 from tiny import INSTALLED
 
 import sconce
 from sconce.errors import BackendError, CheckpointError, ConfigError, DataError
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 BACKEND = INSTALLED[-1]
 
 
@@ -57,6 +57,22 @@ def test_train_example(tmp_path):
     out = example("train.py", corpus, tmp_path / "run", 10)
     assert "after 10 steps" in out
     assert len(out.splitlines()) > 1
+
+
+def test_the_page_on_python_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    """Its blocks, one after the other, where a run and a text are that it speaks of."""
+    monkeypatch.chdir(tmp_path)
+    write_corpus(tmp_path / "corpus.txt", lines=200)
+    local = write_run(tmp_path / "runs/local")
+    shared: dict[str, object] = {}
+    for block in blocks(ROOT / "docs/python.md", "python"):
+        exec(compile(block.text, "docs/python.md", "exec"), shared)
+    assert repr(shared["model"]) == f"<TextModel of {local.relative_to(tmp_path)}/checkpoints/step-00000001, " + (
+        f"{shared['model'].spec.num_params:,} parameters>"
+    )
+    assert shared["logits"].shape == (len(shared["ids"]), shared["model"].spec.vocab_size)
+    assert shared["outcome"].step == 20
+    assert f"20 {shared['outcome'].evaluation.loss}" in capsys.readouterr().out
 
 
 def test_importing_sconce_loads_nothing_heavy():

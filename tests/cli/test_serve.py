@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,10 @@ def test_the_official_client_chats(client):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == whole.choices[0].message.content
     as_text = complete(client, prompt="User: a hill?\nAssistant:", seed=1, max_tokens=12)
     assert as_text.choices[0].text == whole.choices[0].message.content
+    turns = [*asked["messages"], {"role": "assistant", "content": " a lamp"}, {"role": "user", "content": "a wall?"}]
+    further = client.chat.completions.create(**{**asked, "messages": turns})
+    text = "User: a hill?\nAssistant: a lamp\nUser: a wall?\nAssistant:"
+    assert further.choices[0].message.content == complete(client, prompt=text, seed=1, max_tokens=12).choices[0].text
 
 
 def test_several_prompts_and_choices_in_order(client):
@@ -164,6 +169,56 @@ def test_bad_requests_are_told_what_is_wrong(server, body, status, says):
     assert answer.status_code == status, answer.text
     assert says in answer.json()["error"]["message"]
     assert idle(server)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_may_be_as_long_as_the_limit_and_not_a_byte_longer(server, announced):
+    """Also where no Content-Length announces it."""
+    body = b'{"prompt": "a", "max_tokens": 1}'
+    for size, status in ((20000, 200), (20001, 413)):
+        padded = body.ljust(size)
+        content = padded if announced else (padded[at : at + 1000] for at in range(0, size, 1000))
+        answer = httpx.post(f"{server}/v1/completions", content=content, headers={"Content-Type": "application/json"})
+        assert answer.status_code == status, answer.text
+    assert idle(server)
+
+
+def test_more_connections_than_it_could_serve_are_turned_away(run):
+    """Four for each prompt that is decoded or waits; who comes when they are taken gets 503, until one is free."""
+    with serving(run, BACKEND, "--concurrency", 1, "--queue", 1) as (server, _), ExitStack() as held:
+        address = httpx.URL(server)
+        for _ in range(7):
+            waiting = held.enter_context(socket.create_connection((address.host, address.port)))
+            waiting.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
+        assert statuses_of(server, until=503)[-1] == 503
+        held.close()
+        assert statuses_of(server, until=200)[-1] == 200
+
+
+def statuses_of(server, until, tries=100):
+    """What the server answers, asked again until it is that."""
+    seen = []
+    while until not in seen and len(seen) < tries:
+        seen.append(httpx.get(f"{server}/health").status_code)
+        time.sleep(0.05)
+    return seen
+
+
+def test_a_path_that_there_is_not_is_told_of(server, client):
+    with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings: Not Found; this server has POST /v1/comp"):
+        client.embeddings.create(model="night", input="a lamp")
+    wrong = httpx.get(f"{server}/v1/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert "GET /v1/completions: Method Not Allowed" in wrong.json()["error"]["message"]
+
+
+def test_a_refusal_names_the_parameter(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        complete(client, temperature=3)
+    assert refused.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(model="night", messages=[{"role": "wizard", "content": "a"}])
+    assert refused.value.param == "messages.0.role"
 
 
 def test_who_finds_the_line_full_may_come_again(server):

@@ -34,7 +34,7 @@ REFUSED = {
     "license": (["--license", "my own\nevil: true"], "expected an identifier such as apache-2.0"),
     "class": (["--as", "qwen3"], "qwen3: it has QK-norm, this model has none; llama computes it"),
     "rows": (["--to", "gguf", "--quantize", "8"], "mlp.down_proj.weight has rows of 48 values"),
-    "groups": (["--to", "mlx-lm", "--quantize", "8"], "groups of 64 values, and rows of 32, 48"),
+    "groups": (["--to", "mlx-lm", "--quantize", "8"], "groups of 32 values or more, and rows of 48 are"),
 }
 
 

@@ -133,3 +133,17 @@ def test_a_line_that_is_full_takes_nothing():
     with pytest.raises(BusyError):
         scheduler.submit([Prompt(text="5")] * 3, lambda _: None)
     assert (scheduler.open, scheduler.most) == (0, 2)
+
+
+def test_never_more_than_the_rows_are_decoded_at_once(monkeypatch):
+    decoded, step = [], Engine.step
+
+    def watched(engine):
+        events = step(engine)
+        decoded.append(engine.running)
+        return events
+
+    monkeypatch.setattr(Engine, "step", watched)
+    with Scheduler(Faulty(), rows=3, queue=9) as scheduler:
+        assert result(scheduler, *map(str, range(12))) == [f"{i + 1} {i + 2} {i + 3} " for i in range(12)]
+    assert max(decoded) == 3

@@ -1,5 +1,7 @@
 """What `sconce export` writes computes the same in the tools it is for."""
 
+import contextlib
+import itertools
 import json
 
 import numpy as np
@@ -91,19 +93,29 @@ def test_mlx_lm_computes_the_same(run, tmp_path):
     assert np.abs(np.array(model(mx.array([ids])))[0] - expected).max() < 1e-4 * max(1, np.abs(expected).max())
 
 
-@pytest.mark.parametrize(("bits", "most"), [(8, 0.05), (4, 0.6)])
-def test_mlx_lm_loads_what_was_quantised(plain, tmp_path, bits, most):
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """Rows of 32 values and multiples of it, as the model of `sconce orchestrate` has."""
+    options = {**KINDS["llama"], "hidden_size": 96, "intermediate_size": 160, "num_heads": 6}
+    return write_run(tmp_path_factory.mktemp("narrow") / "run", **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits", "group", "most"), [("plain", 8, 64, 0.05), ("plain", 4, 64, 0.6), ("narrow", 4, 32, 0.6)]
+)
+def test_mlx_lm_loads_what_was_quantised(request, tmp_path, kind, bits, group, most):
+    run = request.getfixturevalue(kind)
     mlx_lm = pytest.importorskip("mlx_lm", reason="mlx-lm is the reader under test")
     import mlx.core as mx
 
-    done = export_checkpoint(ExportJob(place=plain, out=tmp_path / "model", to="mlx-lm", quantize=bits))
+    done = export_checkpoint(ExportJob(place=run, out=tmp_path / "model", to="mlx-lm", quantize=bits))
     assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(done.files)
     assert not list((tmp_path / "model").glob(".*"))
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert (config["quantization"]["bits"], config["quantization"]["group_size"]) == (bits, 64)
+    assert (config["quantization"]["bits"], config["quantization"]["group_size"]) == (bits, group)
     model, tokenizer = mlx_lm.load(str(tmp_path / "model"))
     assert mlx_lm.generate(model, tokenizer, "a lamp", max_tokens=5)
-    ours, _ = load_model(plain, hardware="mlx")
+    ours, _ = load_model(run, hardware="mlx")
     ids = ours.encode(TEXT)[:30]
     expected = ours.logits(ids)
     error = np.abs(np.array(model(mx.array([ids])))[0] - expected).mean() / np.abs(expected).mean()
@@ -118,6 +130,30 @@ def test_a_gguf_file_computes_the_same_as_llama_cpp_reads_it(run, tmp_path):
     ids = ours.encode(TEXT)[:60]
     expected = ours.logits(ids)
     assert np.abs(file.logits(ids) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_llama_cpp_writes_the_same_text(run, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python builds the runtime under test")
+    export_checkpoint(ExportJob(place=run, out=tmp_path / "model", to="gguf"))
+    runtime = llama_cpp.Llama(
+        str(tmp_path / "model" / "model-fp32.gguf"),
+        n_ctx=128,
+        n_threads=1,
+        type_k=llama_cpp.GGML_TYPE_F32,  # else the cache keeps 16 bits
+        type_v=llama_cpp.GGML_TYPE_F32,
+        verbose=False,
+    )
+    ours, _ = load_model(run, hardware="cpu")
+    asked = [Prompt(text=text, max_tokens=8, sampling=Sampling(temperature=0.0)) for text in PROMPTS]
+    with contextlib.closing(runtime):
+        for prompt, expected in zip(PROMPTS, ours.complete(asked), strict=True):
+            ids = runtime.tokenize(prompt.encode(), add_bos=False)
+            assert ids == ours.encode(prompt)
+            written = list(itertools.islice(runtime.generate(ids, temp=0.0), 8))
+            if runtime.token_eos() in written:
+                written = written[: written.index(runtime.token_eos())]
+            assert written == [token.id for token in expected.tokens]
+            assert runtime.detokenize(written) == b"".join(token.utf8 for token in expected.tokens)
 
 
 @pytest.mark.parametrize(
