@@ -128,9 +128,9 @@ class DataConfig(Section):
 
     train_shards: tuple[Path, ...] = Field(
         default=(),
-        description="Files of text, .jsonl (both also as .gz or .zst) or .parquet, folders of them, patterns, data "
-        "sets saved by `datasets`, or on the Hugging Face hub: hf://org/name@revision?config=NAME&split=NAME. "
-        "Required, at least one.",
+        description="Files of text, .jsonl, .json or .csv (all also as .gz or .zst), .parquet or .arrow, folders of "
+        "them, patterns, data sets saved by `datasets`, or on the Hugging Face hub: "
+        "hf://org/name@revision?config=NAME&split=NAME. Required, at least one.",
     )
     streaming: bool = Field(
         default=False,

@@ -59,7 +59,7 @@ def read_batch(store: TokenStore, rows: NDArray[np.int64], seq_len: int, first: 
     Neighbours share one token, the last target of one and the first input of the next.
     """
     tokens = store.read_rows(first + rows * seq_len, seq_len + 1)
-    return Batch(np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:]))
+    return Batch(tokens[:, :-1].astype(np.int32), tokens[:, 1:].astype(np.int32))
 
 
 def regroup(batches: Sequence[Batch], size: int) -> list[Batch]:

@@ -1,8 +1,8 @@
 """What a run reads, and which of it is held out."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +60,15 @@ def is_reachable(path: Path) -> bool:
 
 def document_hash(document: bytes) -> int:
     """64 bits of a document's text: what decides whether it is held out, wherever it stands in whatever corpus."""
-    return int.from_bytes(hashlib.blake2b(document, digest_size=8).digest(), "big")
+    return int.from_bytes(blake2b(document, digest_size=8).digest(), "big")
+
+
+def are_held_out(documents: Iterable[bytes], threshold: int) -> list[bool]:
+    """Of each document whether its hash is at most `threshold`: none for -1, all for 2**64."""
+    if not 0 <= threshold < 2**64:
+        return [threshold >= 0 for _ in documents]
+    last = threshold.to_bytes(8, "big")
+    return [blake2b(document, digest_size=8).digest() <= last for document in documents]
 
 
 def split_threshold(corpus: Corpus, sources: Iterable[Source]) -> int:

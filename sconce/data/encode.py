@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sconce.data.corpus import document_hash
+from sconce.data.corpus import are_held_out
 
 _AHEAD = 2  # batches that wait beside those being encoded, so that no thread waits for the reader
 _TOGETHER = 32  # texts that `tokenizers` encodes at once: its result takes tens of times the memory of the ids
@@ -46,8 +46,8 @@ class FlatEncoder(Protocol):
 
     @property
     def name(self) -> str: ...
-    def encode_flat(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """All token ids in a row, and the length of each text in tokens, (len(texts),)."""
+    def encode_flat(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """The ids of documents in UTF-8 without NUL, EOS after each, and each one's length with it, (documents,)."""
         ...
 
 
@@ -92,55 +92,57 @@ class DocumentEncoder:
 
     def __call__(self, documents: Sequence[bytes], threshold: int) -> EncodedBatch:
         """A document whose hash is at most `threshold` is held out. Raises EncodersDiffer."""
-        held = [threshold >= 0 and document_hash(document) <= threshold for document in documents]
+        if self.fast is not None:
+            self._compare(_sample(documents))
+        held = are_held_out(documents, threshold)
         train, held_out = (list(compress(documents, chosen)) for chosen in (map(not_, held), held))
         return EncodedBatch(self._encode(train), self._encode(held_out), held)
 
     def check(self) -> None:
         """Compare the two programs on texts that are hard to get right; raises EncodersDiffer."""
         if self.fast is not None:
-            self._compare(_HARD)
+            self._compare([text.encode() for text in _HARD])
 
     def _encode(self, documents: Sequence[bytes]) -> Encoded:
-        texts = [document.decode() for document in documents]
-        if not texts:
-            flat, lengths = np.empty(0, np.uint32), np.empty(0, np.int64)
+        if not documents:
+            ids, lengths = np.empty(0, np.uint32), np.empty(0, np.int64)
         elif self.fast is None:
-            flat, lengths = self._encode_slowly(texts)
+            ids, lengths = self._encode_slowly(documents)
         else:
-            self._compare([_sample(texts)])
-            flat, lengths = self.fast.encode_flat(texts)
-        ends = np.cumsum(lengths + 1)
-        ids = np.full(len(flat) + len(lengths), self.tokenizer.eos_id, np.uint32)
-        is_text = np.ones(len(ids), bool)
-        is_text[ends - 1] = False
-        ids[is_text] = flat
-        return Encoded(ids, lengths + 1, np.array([len(document) for document in documents], np.int64))
+            ids, lengths = self.fast.encode_flat(documents)
+        return Encoded(ids, lengths, np.fromiter(map(len, documents), np.int64))
 
-    def _encode_slowly(self, texts: Sequence[str]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        flat: list[NDArray[np.uint32]] = []
+    def _encode_slowly(self, documents: Sequence[bytes]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        ids: list[NDArray[np.uint32]] = []
         lengths: list[int] = []
-        for first in range(0, len(texts), _TOGETHER):
-            parts = self.tokenizer.encode_batch(texts[first : first + _TOGETHER])
-            flat.append(np.fromiter(chain.from_iterable(parts), np.uint32))
-            lengths += map(len, parts)
-        return np.concatenate(flat), np.array(lengths, np.int64)
+        eos = (self.tokenizer.eos_id,)
+        for first in range(0, len(documents), _TOGETHER):
+            texts = [document.decode() for document in documents[first : first + _TOGETHER]]
+            parts = self.tokenizer.encode_batch(texts)
+            ids.append(np.fromiter(chain.from_iterable(chain(part, eos) for part in parts), np.uint32))
+            lengths += [len(part) + 1 for part in parts]
+        return np.concatenate(ids), np.array(lengths, np.int64)
 
-    def _compare(self, texts: Sequence[str]) -> None:
+    def _compare(self, documents: Sequence[bytes]) -> None:
         assert self.fast is not None
-        flat, lengths = self.fast.encode_flat(texts)
-        expected = self.tokenizer.encode_batch(texts)
-        same_lengths = lengths.tolist() == [len(part) for part in expected]
-        if not same_lengths or flat.tolist() != [token for part in expected for token in part]:
+        found, expected = self.fast.encode_flat(documents), self._encode_slowly(documents)
+        if not all(map(np.array_equal, found, expected)):
             raise EncodersDiffer
 
 
-def _sample(texts: Sequence[str]) -> str:
-    """A piece of one of the texts, from anywhere in it, but of the same texts always the same."""
-    chance = sum(map(len, texts)) * 2654435761 % 2**32  # Knuth's multiplicative hash
-    text = texts[chance % len(texts)]
+def _sample(documents: Sequence[bytes]) -> list[bytes]:
+    """A piece of a document and as many after it as are short: from anywhere, but of the same documents the same."""
+    chance = sum(map(len, documents)) * 2654435761 % 2**32  # Knuth's multiplicative hash
+    first = chance % len(documents)
+    text = documents[first].decode()
     start = chance % max(1, len(text) - _SAMPLE_CHARS)
-    return text[start : start + _SAMPLE_CHARS]
+    sample = [text[start : start + _SAMPLE_CHARS].encode()]
+    size = len(sample[0])
+    for document in documents[first + 1 : first + _TOGETHER]:
+        if (size := size + len(document)) > _SAMPLE_CHARS:
+            break
+        sample.append(document)
+    return sample
 
 
 B = TypeVar("B", bound="HasDocuments")

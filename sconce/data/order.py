@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sconce.mixing import splitmix64
 from sconce.ramp import Ramp, constant
 
-_WINDOW = 1024
+_WINDOW = 4096
 _ROUNDS = 8  # four make a Feistel network a strong permutation (Luby and Rackoff 1988) of a large domain
 
 
@@ -38,7 +38,7 @@ def permute(index: NDArray[np.int64], size: int, seed: int, epoch: int, source: 
     return image.astype(np.int64)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _permuted(size: int, seed: int, epoch: int, source: int, window: int) -> NDArray[np.int64]:
     first = window * _WINDOW
     return permute(np.arange(first, min(first + _WINDOW, size)), size, seed, epoch, source)

@@ -4,7 +4,6 @@ A build that was killed is gone on with from its last commit: see `_Build`.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +17,7 @@ from sconce.data.discover import exists
 from sconce.data.encode import DocumentEncoder, EncodersDiffer, EncodingPool, Engine, TextEncoder
 from sconce.data.kinds import was_text
 from sconce.data.progress import Progress
-from sconce.data.reader import Batch, Part, Position, Reader
+from sconce.data.reader import JOURNAL, Batch, Part, Position, Reader, resume
 from sconce.data.shards import (
     FORMAT,
     MANIFEST,
@@ -39,7 +38,6 @@ from sconce.files import write_json
 from sconce.hub_address import is_hub, parse_address, pinned, spelled
 
 SHARD_TOKENS = 2**26
-JOURNAL = "journal.json"
 _COMMIT_BYTES = 2**26  # of text between two commits: the most that a kill makes us tokenise again
 _ALL = 2**64  # as a threshold: every document is held out
 
@@ -156,7 +154,12 @@ class _Build:
         job = self._job
         encoder = DocumentEncoder(job.tokenizer, job.engine.fast)
         encoder.check()
-        reader = self._resume() or self._begin()
+        reader = resume(self._folder, self._request, self._sources, job.corpus, self._restore)
+        if reader is None:
+            reader = self._begin()
+        else:
+            job.say(f"data: going on where a build stopped, after {self._documents:,} documents")
+            job.progress(reader.start.read, self._total, self._documents)
         try:
             with EncodingPool[Batch](encoder, job.engine.workers) as pool:
                 self._write(reader, pool)
@@ -166,7 +169,8 @@ class _Build:
             for writer in self._writers.values():
                 writer.abandon()
         job.progress(self._total, self._total, self._documents)
-        self._say_skipped(reader)
+        for remark in reader.remarks():
+            job.say(remark)
         write_json(self._folder / MANIFEST, asdict(self._manifest(reader)))
 
     def _write(self, reader: Reader, pool: EncodingPool[Batch]) -> None:
@@ -194,44 +198,29 @@ class _Build:
         }
 
     def _begin(self) -> Reader:
+        for writer in self._writers.values():  # of a journal that did not fit
+            writer.abandon()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._writers = self._new_writers()
-        return Reader(self._sources, self._job.corpus.rule, Position(0, 0, 0), [])
+        return Reader(self._sources, self._job.corpus)
 
-    def _resume(self) -> Reader | None:
-        """Go on from the journal; None where there is none, or it is of another corpus or of damaged files."""
-        try:
-            journal = json.loads((self._folder / JOURNAL).read_bytes())
-            if journal["request"] != self._request:
-                return None
-            if self._job.corpus.on_error == "stop" and journal["skipped"]:
-                return None
-            start = Position(**journal["position"])
-            self._writers = self._new_writers()
-            for split, writer in self._writers.items():
-                writer.restore(journal["splits"][split])
-            counts = journal["documents"], journal["path_tokens"], journal["held_out_tokens"]
-        except (OSError, ValueError, KeyError, TypeError, DataError):
-            return None
+    def _restore(self, journal: Mapping[str, Any]) -> None:
+        self._writers = self._new_writers()
+        for split, writer in self._writers.items():
+            writer.restore(journal["splits"][split])
+        counts = journal["documents"], journal["path_tokens"], journal["held_out_tokens"]
         self._documents, self._path_tokens, self._held_out_tokens = counts
         self._committed_shards = sum(len(writer.shards) for writer in self._writers.values())
-        self._job.say(f"data: going on where a build stopped, after {self._documents:,} documents")
-        self._job.progress(start.read, self._total, self._documents)
-        return Reader(self._sources, self._job.corpus.rule, start, journal["finished"])
 
     def _commit(self, reader: Reader, after: Position) -> None:
-        journal = {
-            "request": self._request,
-            "position": asdict(after),
+        state = {
             "documents": self._documents,
             "path_tokens": self._path_tokens,
             "held_out_tokens": self._held_out_tokens,
-            "skipped": reader.skipped,
-            "finished": reader.finished[: after.source],
             "splits": {split: writer.commit() for split, writer in self._writers.items()},
         }
-        write_json(self._folder / JOURNAL, journal)
+        reader.commit(self._folder, self._request, after, state)
 
     @cached_property
     def _request(self) -> str:
@@ -241,12 +230,6 @@ class _Build:
         facts += [corpus.rule, corpus.text_field, self._threshold]
         facts += [(one.name, one.size, one.mtime_ns, part.path, part.threshold) for one, part in self._sources]
         return hashlib.sha256(repr(facts).encode()).hexdigest()
-
-    def _say_skipped(self, reader: Reader) -> None:
-        if reader.skipped:
-            first = next(one["first_fault"] for one in reader.finished if one["skipped"])
-            files = sum(one["skipped"] > 0 for one in reader.finished)
-            self._job.say(f"WARNING: skipped {reader.skipped:,} in {files:,} files; the first: {first}")
 
     def _manifest(self, reader: Reader) -> Manifest:
         corpus, tokenizer = self._job.corpus, self._job.tokenizer

@@ -102,24 +102,24 @@ class PackedRows:
         firsts, lasts = np.maximum(places, 0), np.minimum(places + lengths, size)
         inside = firsts < lasts
         row, starts, firsts, lasts = row[inside], (starts + firsts - places)[inside], firsts[inside], lasts[inside]
-        inputs, targets, segments = (np.zeros((len(rows), size), np.int32) for _ in range(3))
-        begins, ends, flat = row * size + firsts, row * size + lasts, targets.reshape(-1)
-        for start, begin, end in zip(starts.tolist(), begins.tolist(), ends.tolist(), strict=True):
-            self._store.read_into(start, flat[begin:end])
-        inputs[:, 1:] = targets[:, :-1]
-        inputs.reshape(-1)[begins] = self._before(starts)
+        inputs, segments = (np.zeros((len(rows), size), np.int32) for _ in range(2))
+        targets = np.full((len(rows), size), -1, np.int32)
+        begins = row * size + firsts
         used = np.bincount(row, lasts - firsts, len(rows)).astype(np.int64)
-        for index in np.flatnonzero(used < size).tolist():
-            inputs[index, used[index] :] = 0
-            targets[index, used[index] :] = -1
+        filled = np.arange(size) < used[:, None]
+        targets[filled] = self._store.read_pieces(starts, lasts - firsts)
+        np.multiply(targets[:, :-1], filled[:, 1:], out=inputs[:, 1:])
+        inputs.reshape(-1)[begins] = self._before(starts)
         marks = np.append(begins[firsts > 0], (np.arange(len(rows)) * size + used)[used < size])
         segments.reshape(-1)[marks] = 1
         np.cumsum(segments, axis=1, out=segments)
         return Batch(inputs, targets, segments)
 
-    def _before(self, starts: NDArray[np.int64]) -> list[int]:
+    def _before(self, starts: NDArray[np.int64]) -> NDArray[np.int32]:
         """The token before each of these; before the first of all, the end of a document."""
-        return [self._store.token(start - 1) if start else self._eos_id for start in starts.tolist()]
+        before = self._store.read_pieces(np.maximum(starts - 1, 0), np.ones_like(starts)).astype(np.int32)
+        before[starts == 0] = self._eos_id
+        return before
 
     def spans(self, row: int, parts: int = 1) -> list[tuple[int, int]]:
         """A piece that goes on in the next part is cut there, as a long document is."""

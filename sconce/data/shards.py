@@ -9,6 +9,7 @@ import hashlib
 import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import accumulate
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter
 
 from sconce.data.corpus import Split
+from sconce.data.encode import usable_cores
 from sconce.data.sources import DocumentRule, OnError, Source
 from sconce.errors import DataError
 from sconce.files import sha256_file
@@ -142,7 +144,7 @@ class TokenStore:
         self.utf8_bytes = sum(shard.utf8_bytes for shard in shards)
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._token_files = [folder / f"{shard.name}.bin" for shard in shards]
-        self._arrays: dict[int, TokenArray] = {}
+        self._mapped: list[memoryview | None] = [None] * len(shards)
         self._ends = list(accumulate(shard.tokens for shard in shards))
         self._shard_ends = np.array(self._ends, np.int64)
         self._index_files = [folder / f"{shard.name}.idx" for shard in shards]
@@ -151,45 +153,44 @@ class TokenStore:
     def read(self, start: int, count: int) -> NDArray[np.int32]:
         """A copy of tokens start .. start + count - 1, (count,)."""
         assert 0 <= start <= start + count <= self.num_tokens, f"tokens {start}+{count} of {self.num_tokens}"
-        tokens = np.empty(count, np.int32)
-        self.read_into(start, tokens)
-        return tokens
+        if count == 0:
+            return np.empty(0, np.int32)
+        return self.read_pieces(np.array([start]), np.array([count])).astype(np.int32)
 
-    def read_rows(self, starts: NDArray[np.int64], count: int) -> NDArray[np.int32]:
+    def read_rows(self, starts: NDArray[np.int64], count: int) -> TokenArray:
         """For each start a copy of tokens start .. start + count - 1, (len(starts), count)."""
-        tokens = np.empty((len(starts), count), np.int32)
-        shards = np.searchsorted(self._shard_ends, starts, side="right")
+        return self.read_pieces(starts, np.full_like(starts, count)).reshape(-1, count)
+
+    def read_pieces(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> TokenArray:
+        """A copy of tokens start .. start + length - 1 of each piece, one piece after the other, (sum(lengths),)."""
+        shards: list[int] = np.searchsorted(self._shard_ends, starts, side="right").tolist()
+        width = self._dtype.itemsize
+        # From the shard's end, in bytes.
+        firsts = (starts - self._shard_ends[shards]) * width
+        lasts = firsts + lengths * width
+        found: list[memoryview] = []
         # Not one gather a shard: of a large corpus, a batch has about as many shards as rows.
-        before_ends = (starts - self._shard_ends[shards]).tolist()
-        for row, start, shard, before_end in zip(tokens, starts.tolist(), shards.tolist(), before_ends, strict=True):
-            if before_end + count < 0:
-                row[:] = self._array(shard)[before_end : before_end + count]
-            else:  # to the shard's last token, or on into the next one
-                self.read_into(start, row)
-        return tokens
+        for shard, first, last in zip(shards, firsts.tolist(), lasts.tolist(), strict=True):
+            raw = self._mapped[shard] or self._map(shard)
+            found.append(raw[first : last if last < 0 else None])
+            if last > 0:
+                found += self._following(shard, last)
+        return np.frombuffer(b"".join(found), self._dtype)
 
-    def token(self, index: int) -> int:
-        """One token."""
-        shard = bisect_right(self._ends, index)
-        return int(self._array(shard)[index - self._ends[shard]])  # from the shard's end
+    def _following(self, shard: int, size: int) -> Iterator[memoryview]:
+        """The first `size` bytes of the shards after this one."""
+        while size > 0:
+            shard += 1
+            raw = self._mapped[shard] or self._map(shard)
+            yield raw[:size]
+            size -= len(raw)
 
-    def read_into(self, start: int, tokens: NDArray[np.int32]) -> None:
-        """Fill `tokens`, (count,), with tokens start .. start + count - 1."""
-        done, count = 0, len(tokens)
-        while done < count:
-            shard = bisect_right(self._ends, start + done)
-            array = self._array(shard)
-            offset = start + done - self._ends[shard] + len(array)
-            piece = array[offset : offset + count - done]
-            tokens[done : done + len(piece)] = piece
-            done += len(piece)
-
-    def _array(self, shard: int) -> TokenArray:
-        """A shard's tokens, mapped when first asked for: a run may have thousands, and begins with few of them."""
-        if (array := self._arrays.get(shard)) is None:
-            # As a plain array, whose slices cost a fraction of a memmap's.
-            array = self._arrays[shard] = np.asarray(np.memmap(self._token_files[shard], self._dtype, mode="r"))
-        return array
+    def _map(self, shard: int) -> memoryview:
+        """A shard's bytes, mapped when first asked for: a run may have thousands, and begins with few of them."""
+        # As a plain view, whose slices cost a fraction of a memmap's.
+        raw: memoryview = np.memmap(self._token_files[shard], np.uint8, mode="r").data
+        self._mapped[shard] = raw
+        return raw
 
     def document_starts(self, count: int) -> Iterator[NDArray[np.int64]]:
         """Where documents start in the split, `count` at a time, and last of each where the one after them does."""
@@ -265,7 +266,9 @@ def open_tokens(folder: Path, verify: bool = True) -> TokenData:
         if shard.tokens < 1 or shard.documents < 1:
             raise DataError(f"{folder / shard.name}.bin: damaged, the manifest knows of no tokens in it: {_REMEDY}")
         for file in shard.files(manifest.dtype):
-            _check(folder / file.name, file.size, file.sha256 if verify else None)
+            _check_size(folder / file.name, file.size)
+    if verify:
+        _check_hashes(folder, [file for shard in manifest.shards for file in shard.files(manifest.dtype)])
     train, validation = (
         TokenStore(folder, [shard for shard in manifest.shards if shard.split == split], manifest.dtype)
         for split in ("train", "validation")
@@ -292,12 +295,19 @@ def _manifest_type() -> TypeAdapter[Manifest]:
     return TypeAdapter(Manifest)
 
 
-def _check(path: Path, size: int, sha256: str | None) -> None:
+def _check_size(path: Path, size: int) -> None:
     try:
         found = path.stat().st_size
     except OSError:
         raise DataError(f"{path}: missing: {_REMEDY}") from None
     if found != size:
         raise DataError(f"{path}: damaged, {found} bytes instead of {size}: {_REMEDY}")
-    if sha256 is not None and sha256_file(path) != sha256:
-        raise DataError(f"{path}: damaged, its content does not match its sha256: {_REMEDY}")
+
+
+def _check_hashes(folder: Path, files: Sequence[ShardFile]) -> None:
+    """On all cores: a run of a large corpus should not wait for one of them when it starts."""
+    paths = [folder / file.name for file in files]
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for file, path, found in zip(files, paths, pool.map(sha256_file, paths), strict=True):
+            if found != file.sha256:
+                raise DataError(f"{path}: damaged, its content does not match its sha256: {_REMEDY}")

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal, NamedTuple, TypeVar
 
 from sconce.data.discover import find_files
 from sconce.data.hub import HubError, HubFile, list_files
 from sconce.data.kinds import Compression, Kind, kind_of
 from sconce.data.records import (
     RECORD_MAX_BYTES,
+    Fault,
     MissingLibraryError,
     Table,
     arrow_records,
@@ -61,7 +62,8 @@ class Source:
 
     `remote` is where they are when they are on the hub; `path` is then a name alone, and the hash of Parquet is what
     the hub says. With on_error "skip", what cannot be used is left out: a record, a line of text, or what remains of a
-    file that is damaged as a whole. `skipped` counts these, `first_fault` says what the first was.
+    file that is damaged as a whole. `skipped` counts these, `first_fault` says what the first was. `cut_lines` counts
+    the lines of text of which more than one document was made, as they are too long for one.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Source:
     remote: HubFile | None = None
     skipped: int = field(default=0, init=False)
     first_fault: str = field(default="", init=False)
+    cut_lines: int = field(default=0, init=False)
 
     def documents(self, rule: DocumentRule, on_read: Callable[[int], None] | None = None) -> Iterator[bytes]:
         """Yield the documents; `on_read` gets the size of each raw block.
@@ -90,12 +93,15 @@ class Source:
 
         Of a Parquet file what lies before `start` is not read. Raises as `documents` does.
         """
-        self.skipped, self.first_fault, any_text = 0, "", start > 0
+        self.skipped, self.first_fault, self.cut_lines, any_text = 0, "", 0, start > 0
         read = on_read or _ignore
         try:
-            for number, document in self._numbered(rule, start, read):
-                any_text = any_text or not document.isspace()
+            numbered = self._numbered(rule, start, read)
+            for number, document in numbered:
                 yield number, document
+                if any_text := any_text or not document.isspace():
+                    break
+            yield from numbered
             if not any_text and not self.skipped:
                 self._fault("no text in it")
         except OSError as error:
@@ -113,15 +119,13 @@ class Source:
     def _numbered(self, rule: DocumentRule, start: int, on_read: Callable[[int], None]) -> Iterator[tuple[int, bytes]]:
         kind = kind_of(self.path)
         if kind.form not in ("parquet", "arrow"):
-            yield from islice(enumerate(self._documents(kind, rule, on_read)), start, None)
-            return
+            return islice(enumerate(self._documents(kind, rule, on_read)), start, None)
         self.sha256 = sha256_file(self.path) if self.remote is None else self.remote.digest
         table = Table(self.name, self.size, self.path if self.remote is None else self.remote.open())
         if kind.form == "parquet":
-            yield from self._whole(parquet_records(table, self.text_field, self._fault, on_read, start))
-        else:
-            records = arrow_records(table, self.text_field, self._fault, on_read)
-            yield from islice(enumerate(self._whole(records)), start, None)
+            return self._whole(parquet_records(table, self.text_field, self._fault, on_read, start))
+        records = arrow_records(table, self.text_field, self._fault, on_read)
+        return islice(enumerate(self._whole(records)), start, None)
 
     def _documents(self, kind: Kind, rule: DocumentRule, on_read: Callable[[int], None]) -> Iterator[bytes]:
         blocks = self._raw_blocks(on_read)
@@ -129,11 +133,10 @@ class Source:
             blocks = self._inflated(blocks, kind.compression)
         blocks = _without_mark(blocks)
         if kind.form == "text":
-            yield from self._of_text(blocks, rule)
-        elif kind.form == "json":
-            yield from json_records(blocks, self.text_field, self._fault)
-        else:
-            yield from csv_records(blocks, "," if kind.form == "csv" else "\t", self.text_field, self._fault)
+            return self._of_text(blocks, rule)
+        if kind.form == "json":
+            return json_records(blocks, self.text_field, self._fault)
+        return csv_records(blocks, "," if kind.form == "csv" else "\t", self.text_field, self._fault)
 
     def _fault(self, what: str) -> None:
         """Something that cannot be used: count it, or raise DataError."""
@@ -172,26 +175,30 @@ class Source:
 
     def _of_text(self, blocks: Iterable[bytes], rule: DocumentRule) -> Iterator[bytes]:
         if self.on_error == "skip":
-            lines = _Lines(blocks)
-            yield from _cut(self._good(lines), rule, lines, self._fault)
+            runs = self._good(_lines(blocks))
         elif rule == "file":
-            yield from _whole(self._checked(blocks))
+            return _whole(self._checked(blocks))
         else:
-            lines = _Lines(self._checked(blocks))
-            yield from _cut(lines, rule, lines, self._fault)
+            runs = _lines(self._checked(blocks))
+        return _cut(self._count_cut(runs) if rule in ("passage", "line") else runs, rule, self._fault)
 
-    def _good(self, lines: "_Lines") -> Iterator[bytes]:
-        """Those that are UTF-8 without NUL."""
-        for line in lines:
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                self._fault(f"line {lines.number}: not UTF-8 at byte {lines.at + error.start} of the line")
+    def _count_cut(self, runs: Iterable["_Run"]) -> Iterator["_Run"]:
+        for run in runs:
+            self.cut_lines += 0 < run.at <= LINE_MAX_BYTES  # true of the second piece of a line alone
+            yield run
+
+    def _good(self, runs: Iterable["_Run"]) -> Iterator["_Run"]:
+        """Those lines that are UTF-8 without NUL."""
+        for run in runs:
+            if _problem(b"".join(run.lines)) is None:
+                yield run
                 continue
-            if (nul := line.find(0)) >= 0:
-                self._fault(f"line {lines.number}: NUL at byte {lines.at + nul} of the line")
-            else:
-                yield line
+            for number, line in enumerate(run.lines, run.number):
+                if (problem := _problem(line)) is None:
+                    yield _Run(number, run.at, [line])
+                else:
+                    what, place = problem
+                    self._fault(f"line {number}: {what} at byte {run.at + place} of the line")
 
     def _checked(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
         """The blocks of a text. Raises DataError where it is not UTF-8 without NUL."""
@@ -258,16 +265,35 @@ def _without_mark(blocks: Iterable[bytes]) -> Iterator[bytes]:
         yield held
 
 
-def _cut(lines: Iterable[bytes], rule: DocumentRule, place: "_Lines", fault: Callable[[str], None]) -> Iterator[bytes]:
-    """Documents of lines, none of them blank as a whole but for passages between others; `place` is where one is."""
-    if rule == "file":
-        yield from _whole(lines)
-    elif rule == "passage":
-        yield from _passages(lines)
-    elif rule == "line":
-        yield from (line.rstrip(b"\r\n") for line in lines if not line.isspace())
-    else:
-        yield from _runs(lines, place, fault)
+class _Run(NamedTuple):
+    """Lines with their ends. The first is of line `number`, from 1, and begins at byte `at` of it.
+
+    They go from hand to hand together: one by one, that would take longer than all else that is done with a line.
+    """
+
+    number: int
+    at: int
+    lines: list[bytes]
+
+
+def _problem(text: bytes) -> tuple[str, int] | None:
+    """What keeps it from being UTF-8 without NUL, and at which byte."""
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return "not UTF-8", error.start
+    nul = text.find(0)
+    return ("NUL", nul) if nul >= 0 else None
+
+
+def _cut(runs: Iterable[_Run], rule: DocumentRule, fault: Fault) -> Iterator[bytes]:
+    """Documents of lines, none of them blank as a whole but for passages between others."""
+    if rule == "blank-line":
+        return _blocks(runs, fault)
+    if rule == "line":
+        return chain.from_iterable([line.rstrip(b"\r\n") for line in run.lines if not line.isspace()] for run in runs)
+    lines = chain.from_iterable(run.lines for run in runs)
+    return _whole(lines) if rule == "file" else _passages(lines)
 
 
 def _whole(parts: Iterable[bytes]) -> Iterator[bytes]:
@@ -326,37 +352,26 @@ def _inflate(blocks: Iterable[bytes]) -> Iterator[bytes]:
         raise EOFError("it ends too early")
 
 
-class _Lines:
-    """Lines with their ends; a line longer than LINE_MAX_BYTES comes in pieces of whole characters.
-
-    What came last is of line `number`, from 1, and begins at its byte `at`.
-    """
-
-    def __init__(self, blocks: Iterable[bytes]) -> None:
-        self.number, self.at = 1, 0
-        self._blocks = blocks
-
-    def __iter__(self) -> Iterator[bytes]:
-        rest = b""
-        for block in self._blocks:
-            lines = (rest + block).splitlines(keepends=True)
-            rest = lines.pop() if lines else b""  # it may go on, or be a CR before an LF, in the next block
-            for line in lines:
-                if len(line) <= LINE_MAX_BYTES:
-                    yield line
-                else:
-                    yield from self._counted(_pieces(line))
-                self.number += 1
-                self.at = 0
-            *pieces, rest = _pieces(rest)
-            yield from self._counted(pieces)
-        if rest:
-            yield rest
-
-    def _counted(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _lines(blocks: Iterable[bytes]) -> Iterator[_Run]:
+    """The lines of each block; one longer than LINE_MAX_BYTES in pieces of whole characters, each by itself."""
+    number, at, rest = 1, 0, b""
+    for block in blocks:
+        lines = (rest + block).splitlines(keepends=True)
+        rest = lines.pop() if lines else b""  # it may go on, or be a CR before an LF, in the next block
+        if lines and at == 0 and max(map(len, lines)) <= LINE_MAX_BYTES:
+            yield _Run(number, 0, lines)
+            number, lines = number + len(lines), []
+        for line in lines:
+            for piece in _pieces(line):
+                yield _Run(number, at, [piece])
+                at += len(piece)
+            number, at = number + 1, 0
+        *pieces, rest = _pieces(rest)
         for piece in pieces:
-            yield piece
-            self.at += len(piece)
+            yield _Run(number, at, [piece])
+            at += len(piece)
+    if rest:
+        yield _Run(number, at, [rest])
 
 
 def _pieces(line: bytes) -> Iterator[bytes]:
@@ -373,31 +388,30 @@ def _pieces(line: bytes) -> Iterator[bytes]:
 
 def _passages(lines: Iterable[bytes]) -> Iterator[bytes]:
     held: list[bytes] = []
-    size, after_blank = 0, False
+    size = 0
     for line in lines:
-        blank = line.isspace()
-        complete = after_blank and not blank and size >= PASSAGE_MIN_BYTES
+        complete = size >= PASSAGE_MIN_BYTES and held[-1].isspace() and not line.isspace()
         if held and (complete or size + len(line) > PASSAGE_MAX_BYTES):
             yield b"".join(held)
             held, size = [], 0
         held.append(line)
         size += len(line)
-        after_blank = blank
     if held:
         yield b"".join(held)
 
 
-def _runs(lines: Iterable[bytes], place: _Lines, fault: Callable[[str], None]) -> Iterator[bytes]:
-    """Runs of lines that are not blank. Of one that is too long `fault` hears, and it is dropped."""
+def _blocks(runs: Iterable[_Run], fault: Fault) -> Iterator[bytes]:
+    """Lines in a row that are not blank. Of those that are too long together `fault` hears, and they are dropped."""
     held: list[bytes] = []
     size = begins = 0
-    for line in chain(lines, (b"\n",)):
+    numbered = (item for run in runs for item in enumerate(run.lines, run.number))
+    for number, line in chain(numbered, ((0, b"\n"),)):
         if line.isspace():
             if held:
                 yield b"".join(held).rstrip(b"\r\n")
             held, size = [], 0
             continue
-        begins, before, size = begins if size else place.number, size, size + len(line)
+        begins, before, size = begins if size else number, size, size + len(line)
         if size <= RECORD_MAX_BYTES:
             held.append(line)
         elif before <= RECORD_MAX_BYTES:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 from sconce.data.corpus import Corpus, Split, document_hash
 from sconce.data.kinds import was_text
 from sconce.data.progress import Progress, Say
-from sconce.data.reader import Part, Position, Reader
+from sconce.data.reader import JOURNAL, Part, Position, Reader, resume
 from sconce.data.shards import SourceRecord
 from sconce.data.sources import Source
 from sconce.data.staging import locked, staged
@@ -28,7 +28,6 @@ from sconce.files import fsync_file, sha256_file, write_json
 FORMAT = "sconce-text-2"
 _READABLE = (FORMAT, "sconce-text-1")  # which differs in what some source files were read as
 _MANIFEST = "manifest.json"
-JOURNAL = "journal.json"
 LEARNED = "learned.bin"
 COMMIT_BYTES = 2**25  # of text that is read between two commits: the most that a kill makes us write again
 
@@ -153,7 +152,12 @@ class _Build:
 
     def run(self) -> dict[str, Any]:
         """Build, or go on with what the folder holds; the manifest."""
-        reader = self._resume() or self._begin()
+        reader = resume(self._folder, self._request, self._sources, self._job.corpus, self._restore)
+        if reader is None:
+            reader = self._begin()
+        else:
+            self._say(f"data: going on where a call stopped, after {self._documents:,} documents")
+            self._progress(reader.start.read)
         try:
             self._write(reader)
             shards = [shard for writer in self._writers.values() for shard in writer.finish()]
@@ -162,6 +166,8 @@ class _Build:
                 writer.abandon()
         if not any(shard.split == "train" for shard in shards):
             raise DataError("no document is left to write")
+        for remark in reader.remarks():
+            self._say(remark)
         counts = dict(self._transform.counts)
         unread: list[None] = [None] * (len(self._sources) - len(reader.finished))
         manifest = {
@@ -193,6 +199,10 @@ class _Build:
                 since = 0
             self._progress(batch.after.read)
 
+    def _say(self, line: str) -> None:
+        if self._job.say is not None:
+            self._job.say(line)
+
     def _progress(self, read: int) -> None:
         if self._job.progress is not None:
             self._job.progress(read, self._total, self._documents)
@@ -202,35 +212,21 @@ class _Build:
         return {split: TextWriter(self._folder, split, options) for split in ("train", "validation")}
 
     def _begin(self) -> Reader:
+        for writer in self._writers.values():  # of a journal that did not fit
+            writer.abandon()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir()
         self._writers, self._transform = self._new_writers(), self._job.transform()
-        return Reader(self._sources, self._job.corpus.rule, Position(0, 0, 0), [])
+        return Reader(self._sources, self._job.corpus)
 
-    def _resume(self) -> Reader | None:
-        """Go on from the journal; None where there is none, or it is of another request or of damaged files."""
-        try:
-            journal = json.loads((self._folder / JOURNAL).read_bytes())
-            if journal["request"] != self._request:
-                return None
-            if self._job.corpus.on_error == "stop" and journal["skipped"]:
-                return None
-            self._writers = self._new_writers()
-            for split, writer in self._writers.items():
-                writer.restore(journal["splits"][split])
-            with (self._folder / LEARNED).open("r+b") as learned:
-                learned.truncate(journal["learned"])
-                self._transform.restore(journal["counts"], learned)
-            start, self._documents = Position(**journal["position"]), journal["documents"]
-            finished: list[dict[str, Any]] = journal["finished"]
-        except (OSError, ValueError, KeyError, TypeError, DataError):
-            for writer in self._writers.values():
-                writer.abandon()
-            return None
-        if self._job.say is not None:
-            self._job.say(f"data: going on where a call stopped, after {self._documents:,} documents")
-        self._progress(start.read)
-        return Reader(self._sources, self._job.corpus.rule, start, finished)
+    def _restore(self, journal: Mapping[str, Any]) -> None:
+        self._writers = self._new_writers()
+        for split, writer in self._writers.items():
+            writer.restore(journal["splits"][split])
+        with (self._folder / LEARNED).open("r+b") as learned:
+            learned.truncate(journal["learned"])
+            self._transform.restore(journal["counts"], learned)
+        self._documents = journal["documents"]
 
     def _commit(self, reader: Reader, after: Position) -> None:
         splits = {split: writer.commit() for split, writer in self._writers.items()}
@@ -239,17 +235,13 @@ class _Build:
             learned.flush()
             fsync_file(learned.fileno())
             size = learned.tell()
-        journal = {
-            "request": self._request,
-            "position": asdict(after),
+        state = {
             "documents": self._documents,
             "counts": dict(self._transform.counts),
             "learned": size,
-            "skipped": reader.skipped,
-            "finished": reader.finished[: after.source],
             "splits": splits,
         }
-        write_json(self._folder / JOURNAL, journal)
+        reader.commit(self._folder, self._request, after, state)
 
 
 def _threshold(options: TextOptions) -> int:

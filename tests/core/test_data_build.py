@@ -54,9 +54,9 @@ class FastBytes:
     wrong: bool = False
     name: str = "quick 1.0"
 
-    def encode_flat(self, texts):
-        parts = [(text.replace("q", "Q") if self.wrong else text).encode() for text in texts]
-        return np.frombuffer(b"".join(parts), np.uint8).astype(np.uint32), np.array([len(part) for part in parts])
+    def encode_flat(self, documents):
+        parts = [[*(text.replace(b"q", b"Q") if self.wrong else text), 256] for text in documents]
+        return np.array([token for part in parts for token in part], np.uint32), np.array([len(part) for part in parts])
 
 
 @pytest.fixture
@@ -178,6 +178,21 @@ def test_a_bad_record_far_on_does_not_cost_what_is_done(corpus, tmp_path):
         assert (tmp_path / "tokens" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.parametrize(("rule", "cut"), [("line", 3), ("passage", 3), ("blank-line", 0), ("file", 0)])
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_lines_that_are_too_long_for_a_document_are_counted(tmp_path, monkeypatch, rule, cut, on_error):
+    monkeypatch.setattr("sconce.data.sources.LINE_MAX_BYTES", 8)
+    monkeypatch.setattr("sconce.data.sources._BLOCK_BYTES", 32)
+    text = "12345678\n" + "ab " * 40 + "\n\nshort\n" + "é" * 9 + "\n" + "seven 7\n" * 20 + "no end " * 3
+    (tmp_path / "a.txt").write_text(text)
+    said: list[str] = []
+    corpus = Corpus(paths=(tmp_path / "a.txt",), rule=rule, on_error=on_error)
+    build(corpus, tmp_path / "tokens", say=said.append)
+    # The first is as long as may be with its end, hence a byte too long.
+    expected = [f"note: lines of text longer than 1 MiB, each cut into several documents: {cut + 1}"] if cut else []
+    assert said == expected
+
+
 def test_a_fast_encoder_that_differs_is_left_with_one_line(corpus, tmp_path):
     corpus.paths[1].write_text("a line without\n" * 300 + "quite a line, quite\n" * 300)
     for workers in (1, 2):
@@ -219,8 +234,20 @@ def test_fastokens_gives_the_same_ids(tmp_path):
     tokenizer = train_tokenizer([text[:200_000]], 1000, tmp_path, [])
     fast = fast_encoder(tokenizer)
     texts = [text[start : start + 3000] for start in range(0, len(text), 3000)]
-    flat, lengths = fast.encode_flat(texts)
-    parts = tokenizer.encode_batch(texts)
+    texts += [
+        "",
+        "",
+        " leading",
+        "trailing \n",
+        "\n",
+        "<|eos|>",
+        "a<|bos|>b",
+        "\u2019tis",
+        "\u0301",
+        *text.splitlines()[:500],
+    ]
+    flat, lengths = fast.encode_flat([text.encode() for text in texts])
+    parts = [[*part, tokenizer.eos_id] for part in tokenizer.encode_batch(texts)]
     assert lengths.tolist() == [len(part) for part in parts]
     assert flat.tolist() == [token for part in parts for token in part]
     (tmp_path / "text.txt").write_text(text)

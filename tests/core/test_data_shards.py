@@ -77,6 +77,20 @@ def test_reads_may_straddle_shards(corpus, tmp_path):
         assert piece.tolist() == whole[start : start + count]
 
 
+def test_pieces_are_read_from_any_shards(corpus, tmp_path):
+    store = prepare(corpus, Bytes(), tmp_path / "tokens", shard_tokens=50).train
+    whole = np.array(ids(line for line in LINES if not held(line)))
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 200, 60)  # of one shard or several
+    starts = rng.integers(0, store.num_tokens - 200, 60)
+    rows = store.read_rows(starts, 77)
+    assert rows.tolist() == [whole[start : start + 77].tolist() for start in starts]
+    starts[:2] = 0, store.num_tokens - lengths[1]
+    expected = [whole[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+    assert store.read_pieces(starts, lengths).tolist() == np.concatenate(expected).tolist()
+    assert len(store.read(store.num_tokens, 0)) == 0
+
+
 def test_a_document_longer_than_a_shard_has_one_of_its_own(corpus, tmp_path):
     data = prepare(corpus, Bytes(), tmp_path / "tokens", shard_tokens=1)
     assert all(shard.documents == 1 for shard in data.manifest.shards)

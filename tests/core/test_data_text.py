@@ -102,7 +102,7 @@ def test_a_killed_call_goes_on_to_the_same_bytes(corpus, tmp_path, small, dying,
 
 @pytest.mark.parametrize("commit", [1, 2, 5])
 def test_a_kill_between_what_was_learned_and_the_journal(corpus, tmp_path, small, monkeypatch, commit):
-    write, calls = text_shards.write_json, []
+    write, calls = reader.write_json, []
 
     def write_or_die(path, value):
         calls.append(path)
@@ -111,7 +111,7 @@ def test_a_kill_between_what_was_learned_and_the_journal(corpus, tmp_path, small
         write(path, value)
 
     with monkeypatch.context() as patch:
-        patch.setattr(text_shards, "write_json", write_or_die)
+        patch.setattr(reader, "write_json", write_or_die)
         with pytest.raises(KeyboardInterrupt):
             clean_corpus(corpus, tmp_path / "out", CleanOptions(), TextOptions(), "refuse")
     clean_corpus(corpus, tmp_path / "out", CleanOptions(), TextOptions(), "refuse")
