@@ -70,14 +70,18 @@ fi
 if [ -n "$stopped" ]; then exit "$code"; fi
 echo "start.sh: the run has ended with exit code $code"
 if [ "$when_done" = stop ]; then
-  # Assumed of RunPod: it puts the pod's id, and a key that is good for this pod, into the environment by itself.
+  # RunPod puts the pod's id, and a key that is good for this pod alone, into its environment by itself.
   if [ -z "${RUNPOD_POD_ID:-}" ] || [ -z "${RUNPOD_API_KEY:-}" ]; then
     echo "start.sh: cannot stop the pod without RUNPOD_POD_ID and RUNPOD_API_KEY: stop it yourself, it costs money"
   else
-    curl --fail --silent --show-error --output /dev/null --request POST \
-      --url "https://api.runpod.io/v2/pods/$RUNPOD_POD_ID/action" \
-      --header "Authorization: Bearer $RUNPOD_API_KEY" --header "Content-Type: application/json" \
-      --data '{"action": "stop"}' || echo "start.sh: RunPod did not stop the pod: stop it yourself, it costs money"
+    ask() {
+      curl --fail --silent --show-error --output /dev/null --request POST \
+        --header "Authorization: Bearer $RUNPOD_API_KEY" --header "Content-Type: application/json" "$@"
+    }
+    # The second is the API before that one: a pod that goes on is paid for.
+    ask --url "https://api.runpod.io/v2/pods/$RUNPOD_POD_ID/action" --data '{"action": "stop"}' \
+      || ask --url "https://rest.runpod.io/v1/pods/$RUNPOD_POD_ID/stop" \
+      || echo "start.sh: RunPod did not stop the pod: stop it yourself, it costs money"
   fi
 fi
 # A container that exits is started again by RunPod: wait to be stopped instead.

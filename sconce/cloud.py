@@ -214,6 +214,7 @@ def _settled(local: LocalJob, places: Places, inputs: tuple[Path, ...], validati
         validation=validation,
         cache_dir=places.cache,
         shared_tokenizer=places.tokenizer,
+        folder_flag="--experiment",
         shards="remake" if local.shards == "remake" else "build",  # reuse is about the text: see _cut
     )
 

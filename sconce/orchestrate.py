@@ -31,6 +31,14 @@ DEFAULT_PROFILE = "local_smoke"
 TOKENIZER_BYTES = 2**29  # of text is plenty for a vocabulary, and bounds the time on a large corpus
 STREAM_TOKENIZER_BYTES = 2**27  # of text that has to come over the network first
 
+# What a flag says, from which more follows than the key: what is read, made and kept where.
+_BY_FLAG = {
+    "tokenizer.tokenizer_json": "--tokenizer-json",
+    "data.train_shards": "--input",
+    "data.validation_shards": "--validation",
+}
+_RUN_FOLDER = ("runtime.run_dir", "runtime.checkpoint.directory")
+
 HEADER = """\
 # Written by `sconce orchestrate`. Go on with this run, or change what may change, with
 #   sconce train --config {path} --resume
@@ -47,7 +55,7 @@ class LocalJob:
     nobody trained with them, reuse insists on them, and remake replaces them. `shared_tokenizer` is a tokenizer.json
     outside the run folder: taken where the run has none to keep, and written when one is trained; it learns from
     `tokenizer_bytes` of the text, less from a stream unless said, and from whole documents up to `tokenizer_lines`
-    lines. `cache_dir` is data.cache_dir.
+    lines. `cache_dir` is data.cache_dir. `folder_flag` is how the user names the run folder.
     """
 
     inputs: tuple[Path, ...] = ()
@@ -63,6 +71,7 @@ class LocalJob:
     cache_dir: Path | None = None
     resume: bool = True
     overrides: tuple[str, ...] = ()
+    folder_flag: Literal["--run-dir", "--experiment"] = "--run-dir"
 
 
 def orchestrate_local(job: LocalJob, folder: RunFolder, *, hardware: Hardware, reporter: Reporter) -> Outcome:
@@ -90,15 +99,18 @@ def run_job(job: LocalJob, folder: RunFolder, *, hardware: Hardware, reporter: R
 
 def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
     """The config that the job comes to, with nothing written. Raises as `orchestrate_local` does."""
+    _check_overrides(job)
     _check_tokenizer(job, folder)
     config_path = folder.root / "training.toml"
     if folder.has_begun and job.tokenizer == "remake":
         raise ConfigError(
             f"{folder.root}: its checkpoints were trained with its tokenizer, which can therefore not be made anew: "
-            "choose another --run-dir"
+            f"choose another {job.folder_flag}"
         )
     if folder.has_begun and not job.resume:
-        raise ConfigError(f"{folder.root}: already holds a run: leave out --no-resume, or choose another --run-dir")
+        raise ConfigError(
+            f"{folder.root}: already holds a run: leave out --no-resume, or choose another {job.folder_flag}"
+        )
     if not _is_to_begin(job, folder, config_path):
         return _checked(job, load_config(config_path, job.overrides))
     if job.tokenizer == "reuse" and not _own_tokenizer(folder).is_file() and _shared_tokenizer(job) is None:
@@ -110,6 +122,15 @@ def resolve_job(job: LocalJob, folder: RunFolder) -> RunConfig:
     config = _checked(job, config_from(_tables(job, folder), source, job.overrides))
     list_sources((*job.inputs, *job.validation))  # last: what is on the hub takes a while
     return config
+
+
+def _check_overrides(job: LocalJob) -> None:
+    """Raise ConfigError for a key that a flag is for, and that may contradict what else the flag does."""
+    for text in job.overrides:
+        key = text.partition("=")[0].partition("[")[0].strip()
+        flag = job.folder_flag if key in _RUN_FOLDER else _BY_FLAG.get(key)
+        if flag is not None:
+            raise ConfigError(f"--override: {key}: give it to `sconce orchestrate` as {flag}")
 
 
 def _check_tokenizer(job: LocalJob, folder: RunFolder) -> None:
@@ -191,8 +212,10 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
         kept = () if job.tokenizer == "reuse" else ("tokenizer",)
         foreign = [name for name in ("training.toml", *kept, "checkpoints") if (folder.root / name).exists()]
         if foreign:
+            keep = "give --skip-tokenizer to keep it, or " if foreign == ["tokenizer"] else ""
             raise ConfigError(
-                f"{folder.root}: holds {', '.join(foreign)}, not made by `sconce orchestrate`: choose another --run-dir"
+                f"{folder.root}: holds {', '.join(foreign)}, not made by `sconce orchestrate`: {keep}choose another "
+                f"{job.folder_flag}"
             )
         return True
     claim = json.loads(claim_path.read_text(encoding="utf-8"))
@@ -205,7 +228,9 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
         if value not in ([], None) and value != claim.get(key)
     ]
     if differing:
-        raise ConfigError(f"{folder.root}: made for another job ({'; '.join(differing)}): choose another --run-dir")
+        raise ConfigError(
+            f"{folder.root}: made for another job ({'; '.join(differing)}): choose another {job.folder_flag}"
+        )
     return False
 
 

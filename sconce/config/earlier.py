@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import cast
 
 from sconce.config.advice import ADVICE
-from sconce.config.read import Table, inner_table
+from sconce.config.read import Table, flat, inner_table
 
 ROPE_MODES = ("preapply", "pre-applied", "pre", "on_the_fly", "onthefly", "online", "auto")
 KEEP_ALL = 1_000_000  # checkpoints: more than any disk holds
@@ -26,6 +26,8 @@ _NULLABLE = (
     "runtime.logging.tensorboard",
     *ADVICE,
 )
+
+_MOVED = ("data.num_workers", "runtime.checkpoint.directory")  # to another name, with all that their values say
 
 
 def paths_base(table: Table, folder: Path) -> Path:
@@ -54,6 +56,18 @@ def translate(table: Table) -> list[str]:
         if name in section and (note := rule(table, section[name])) is not None:
             notes.append(f"{key}: {note}")
     return notes
+
+
+def override_of(key: str, value: object) -> dict[str, object] | None:
+    """What an override of the earlier system sets here, by key: nothing where it takes a value away. None where it has
+    no such meaning, or would be ignored, which in a file is said and of an override refused."""
+    if value is not None and key not in _MOVED:
+        return None
+    table: Table = {}
+    _set_default(table, key, value)
+    translate(table)
+    turned = dict(flat(table))
+    return None if turned == {key: value} else turned
 
 
 def _locate(table: Table, key: str) -> tuple[Table, str]:

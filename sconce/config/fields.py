@@ -145,7 +145,8 @@ def _name(key: str) -> str:
 
 def unknown(key: str) -> str:
     """The message for a key that does not exist."""
-    if key in ADVICE:
-        return f"a key of the earlier system: {ADVICE[key]}"
+    for known in (key, key.rpartition(".")[0]):
+        if known in ADVICE:
+            return f"a key of the earlier system: {ADVICE[known]}"
     guess = nearest(key)
     return f"unknown key; did you mean {guess}?" if guess else "unknown key; `sconce config docs` lists them all"

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -31,9 +32,20 @@ class Fault:
 
     def __str__(self) -> str:
         text = f"{self.place}: {self.key}: {self.message}"
-        if self.place.endswith((".yaml", ".yml")):  # lines to copy into it are as its own
-            return re.sub(r"^(  \w+) = ", r"\1: ", text, flags=re.MULTILINE)
-        return text
+        return re.sub(
+            r"^  (\w+) = (.*)$", lambda line: f"  {self._written(line[1], line[2])}", text, flags=re.MULTILINE
+        )
+
+    def _written(self, name: str, value: str) -> str:
+        """A line to write instead, as it is written there: in the file's format, or as an option where none is."""
+        if self.place.endswith((".yaml", ".yml")):
+            return f"{name}: {value}"
+        if self.place.endswith(".json"):
+            return f'"{name}": {value},'
+        if self.place.startswith(("--override", "preset ", "the preset ")):
+            section = self.key.rpartition(".")[0]
+            return f"--override {shlex.quote(f'{section}.{name}={value}')}"
+        return f"{name} = {value}"
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

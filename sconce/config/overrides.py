@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+from sconce.config.earlier import override_of
 from sconce.config.fields import (
     PATHS,
     STAGES,
@@ -20,7 +21,7 @@ from sconce.config.fields import (
     unknown,
     value_type,
 )
-from sconce.config.read import Table
+from sconce.config.read import Table, inner_table
 
 
 def absolutize(table: Table, base: Path) -> None:
@@ -55,25 +56,46 @@ def apply_override(table: Table, key: str, text: str) -> str | None:
     if "=" not in text or match is None:
         return "expected key=value, with a dotted key such as scheduler.total_steps"
     name, index = match[1], match[2]
-    field = fields().get(name)
-    if field is None:
-        return "is a table; set its keys one by one" if name in tables() else unknown(name)
     raw = text.partition("=")[2]
     if not _is_unicode(raw):
         return "is not UTF-8 text"
-    kind = value_type(field)
-    inner: Table = table
-    *sections, last = name.split(".")
-    for step in sections:
-        if not isinstance(inner.setdefault(step, {}), dict):
-            return None  # the file holds something else there, which is a fault of the file's
-        inner = inner[step]
+    field = fields().get(name)
+    if index is None and (turned := _of_earlier(name, raw)) is not None:
+        held = inner_table(table, name.split(".")[:-1])
+        if held is not None:
+            held.pop(name.rpartition(".")[2], None)
+        for ours, value in turned.items():
+            _inner_of(table, ours)[ours.rpartition(".")[2]] = _from_here(value, value_type(fields()[ours]))
+        return None
+    if field is None:
+        return "is a table; set its keys one by one" if name in tables() else unknown(name)
+    kind, inner, last = value_type(field), _inner_of(table, name), name.rpartition(".")[2]
     if index is None:
         inner[last] = _override_value(raw, kind, is_optional(field))
         return None
     if kind != PATHS:
         return f"is not a list; expected {expected(field)}"
     return _set_item(inner.setdefault(last, []), int(index), raw.strip())
+
+
+def _inner_of(table: Table, name: str) -> Table:
+    """The table that holds the key, made where there is none; where a file holds something else there, which is a
+    fault of the file's, one that nobody reads."""
+    for step in name.split(".")[:-1]:
+        inner = table.setdefault(step, {})
+        if not isinstance(inner, dict):
+            return {}
+        table = cast(Table, inner)
+    return table
+
+
+def _of_earlier(name: str, raw: str) -> dict[str, object] | None:
+    """What an override says that means something to the earlier system alone: a key that is not ours, or no value
+    where ours has one."""
+    field, value = fields().get(name), None if raw.strip().lower() == "null" else _json(raw.strip())
+    if field is not None and (value is not None or is_optional(field)):
+        return None
+    return override_of(name, value)
 
 
 def _set_item(held: object, index: int, raw: str) -> str | None:

@@ -276,11 +276,14 @@ def _schedule(config: RunConfig) -> Iterator[Relation]:
     scheduler, peak = config.scheduler, config.optimizer.learning_rate
     steps, epochs = scheduler.total_steps, scheduler.total_epochs
     if (steps is None) == (epochs is None):
-        found, length = ("neither", "10000") if steps is None else ("both", f"{steps}")
-        advice = f"total_steps = {length}, or total_epochs = {epochs or 1:g}, and not both"
+        found, advice = "neither", "write instead"
+        if steps is not None:
+            found, advice = "both", "leave one out, as --override KEY=null does, and keep"
+        counted, passed = _lines(f"total_steps = {steps or 10000}"), _lines(f"total_epochs = {epochs or 1:g}")
         yield (
             ("scheduler.total_steps", "scheduler.total_epochs"),
-            f"found {found}, expected either scheduler.total_steps or scheduler.total_epochs; write instead: {advice}",
+            f"found {found}, expected either scheduler.total_steps or scheduler.total_epochs; {advice}:"
+            f"{counted}\nor, to count passes over the text:{passed}",
         )
     if scheduler.total_steps is not None and scheduler.warmup_steps > scheduler.total_steps:
         yield (

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -268,10 +269,10 @@ def test_a_dry_run_writes_nothing_at_all(tmp_path, tmp_path_factory, mode):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def job(root, name, corpus):
+def job(root, name, corpus, *changes):
     return start(
         *("orchestrate", "--mode", "cloud", "--experiment", name, "--input", corpus, *ON_CPU),
-        *overrides("runtime.checkpoint.every_n_steps=3"),
+        *overrides("runtime.checkpoint.every_n_steps=3", *changes),
         env=roots(root),
     )
 
@@ -305,24 +306,43 @@ def test_sigterm_saves_and_exits_0_and_after_sigkill_too_the_weights_are_the_sam
 
 @pytest.mark.slow
 def test_five_random_kills_leave_the_weights_bit_identical(volume, tmp_path):
-    moments, hit, workspace = random.Random(11), 0, tmp_path / "workspace"
-    started = time.monotonic()
-    with job(tmp_path / "probe", "killed", volume / "kept.txt") as probe:
-        assert probe.wait(timeout=300) == 0
-    whole = time.monotonic() - started
-    for number in range(5):
-        process = job(workspace, "killed", volume / "kept.txt")
-        time.sleep(whole * moments.uniform(0.2, 0.9))
-        hit += process.poll() is None
-        process.send_signal(signal.SIGTERM if number % 2 else signal.SIGKILL)
-        process.communicate(timeout=120)
-        if number % 2:
-            assert process.returncode == 0
-    assert hit >= 3, "the kills came too late to test anything"
-    with job(workspace, "killed", volume / "kept.txt") as last:
-        _, err = last.communicate(timeout=300)
+    """Each kill waits for a step some way after the last checkpoint, and hundreds before the end: all five hit a run
+    that trains, and none before it has saved more."""
+    steps, moments, workspace = 1500, random.Random(11), tmp_path / "workspace"
+    longer = [
+        f"scheduler.total_steps={steps}",
+        "runtime.checkpoint.every_n_steps=40",
+        "runtime.evaluation.every_n_steps=500",
+    ]
+    whole = cloud(
+        tmp_path / "whole", "--experiment", "killed", "--input", volume / "kept.txt", *ON_CPU, *overrides(*longer)
+    )
+    assert whole.returncode == 0, whole.stderr
+    saved = 0
+    for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
+        process = job(workspace, "killed", volume / "kept.txt", *longer)
+        wait_for_step(process, saved + moments.randrange(45, 130))
+        time.sleep(moments.uniform(0, 0.05))
+        process.send_signal(end)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == (0 if end == signal.SIGTERM else -end), err
+        assert ("by SIGTERM; saved" in out) == (end == signal.SIGTERM)
+        before, saved = saved, int(checkpoints(workspace / "runs/killed")[-1].removeprefix("step-"))
+        assert before < saved < steps
+    with job(workspace, "killed", volume / "kept.txt", *longer) as last:
+        out, err = last.communicate(timeout=300)
     assert last.returncode == 0, err
-    assert weights(workspace / "runs/killed", 30) == weights(volume / "workspace/runs/whole", 30)
+    assert f"resuming from step-{saved:08d}" in out
+    assert weights(workspace / "runs/killed", steps) == weights(tmp_path / "whole/runs/killed", steps)
+
+
+def wait_for_step(process, step):
+    """Until the run has printed that it has done so many steps."""
+    for line in process.stdout:
+        found = re.match(r"step +(\d+)/", line)
+        if found is not None and int(found[1]) >= step:
+            return
+    raise AssertionError(process.stderr.read())
 
 
 @pytest.mark.parametrize(

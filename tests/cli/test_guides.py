@@ -17,6 +17,7 @@ from pathlib import Path
 words = sys.argv[1:]
 assert words[:2] == ["s3", "sync"], words
 assert os.environ["AWS_ENDPOINT_URL"] == "https://s3api-us-ks-2.runpod.io"
+assert os.environ["AWS_DEFAULT_REGION"] == "us-ks-2"  # AWS_REGION is not read by the `aws` that pip installs
 source, target = (Path(word.replace("s3://volume7", os.environ["FAKE_VOLUME"])) for word in words[2:4])
 wanted = words[words.index("--include") + 1] if "--include" in words else "*"
 files = [path for path in source.rglob("*") if path.is_file() and fnmatch.fnmatch(path.name, wanted)]
@@ -44,7 +45,7 @@ assert pod["image"] == "docker.io/your-name/sconce:0.1.0" and pod["mounts"]["net
 command, *arguments = pod["args"].split()
 mine = ("RUNPOD_API_KEY", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")  # what no pod is given
 environment = {{name: value for name, value in os.environ.items() if name not in mine}} | pod["env"]
-environment |= {{"RUNPOD_POD_ID": "pod7", "RUNPOD_API_KEY": "rpa_of_pod7"}}  # assumed: RunPod itself puts them there
+environment |= {{"RUNPOD_POD_ID": "pod7", "RUNPOD_API_KEY": "rpa_of_pod7"}}  # as RunPod does
 done = subprocess.run([f"{infra}/{{command}}", *arguments], env=environment, stdout=subprocess.DEVNULL)
 print(json.dumps({{"id": "pod7", "exit": done.returncode}}))
 sys.exit(done.returncode)

@@ -117,6 +117,24 @@ def test_a_fault_is_passed_on_and_the_pod_is_stopped_when_that_was_asked_for(tmp
     assert "rpa_secret" not in out
 
 
+@pytest.mark.parametrize(("down", "says"), [("api.runpod.io", False), ("runpod.io", True)])
+def test_a_pod_that_one_api_does_not_stop_is_stopped_by_the_other_or_says_so(tmp_path, down, says):
+    curl = f'#!/bin/sh\necho "$@" >> {tmp_path}/called\ncase "$*" in *{down}*) exit 22 ;; esac\n'
+    install(tmp_path / "bin", (), {"curl": curl})
+    told = {"SCONCE_WHEN_DONE": "stop", "RUNPOD_POD_ID": "pod7", "RUNPOD_API_KEY": "rpa_secret"}
+    process = launch(tmp_path / "workspace", "first", small=["--backend", "cpu"], **told)
+    wait_for(process, "exit code 2")
+    if says:
+        wait_for(process, "RunPod did not stop the pod: stop it yourself")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    first, second = (tmp_path / "called").read_text().splitlines()
+    assert "api.runpod.io/v2/pods/pod7/action" in first
+    assert "rest.runpod.io/v1/pods/pod7/stop" in second
+    assert "stop it yourself" not in out
+
+
 @pytest.mark.parametrize("there", ["RUNPOD_POD_ID", "RUNPOD_API_KEY"])
 def test_a_pod_that_cannot_be_stopped_says_so_and_stays(tmp_path, monkeypatch, there):
     for name in ("RUNPOD_POD_ID", "RUNPOD_API_KEY"):

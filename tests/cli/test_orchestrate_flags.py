@@ -49,6 +49,58 @@ def test_a_kept_tokenizer_of_another_size_is_refused(tmp_path, corpus, tokenizer
     plan(*options, "--vocab-size", 300)
 
 
+@pytest.mark.parametrize("where", ["local", "cloud"])
+def test_a_folder_of_another_maker_is_refused_with_the_flag_that_names_it(tmp_path, corpus, tokenizer, where):
+    """As the runs and volumes of the system before Sconce are: with a tokenizer, or with a config and checkpoints."""
+    workspace = tmp_path / "workspace"
+    (workspace / "runs").mkdir(parents=True)
+    (tmp_path / "run").rename(workspace / "runs/run")
+    place = ["--mode", "cloud", "--experiment", "run"] if where == "cloud" else ["--run-dir", workspace / "runs/run"]
+    flag = str(place[-2])
+    said = refusal("--input", corpus, *place, env=roots(workspace))
+    assert said.endswith(
+        f"holds tokenizer, not made by `sconce orchestrate`: give --skip-tokenizer to keep it, or "
+        f"choose another {flag}\n"
+    )
+    with mock.patch.dict(os.environ, roots(workspace)):
+        plan("--input", corpus, *place, "--skip-tokenizer", *overrides())
+    (workspace / "runs/run/checkpoints").mkdir()
+    said = refusal("--input", corpus, *place, env=roots(workspace))
+    assert said.endswith(f"holds tokenizer, checkpoints, not made by `sconce orchestrate`: choose another {flag}\n")
+
+
+@pytest.mark.parametrize(
+    ("override", "flag"),
+    [
+        ("tokenizer.tokenizer_json={tokenizer}", "--tokenizer-json"),
+        ("data.train_shards[0]=more.txt", "--input"),
+        ("data.validation_shards=more.txt", "--validation"),
+        ("runtime.run_dir=elsewhere", "--run-dir"),
+        ("runtime.checkpoint.directory=elsewhere/checkpoints", "--run-dir"),
+    ],
+)
+@pytest.mark.parametrize("where", ["local", "begun", "cloud"])
+def test_what_a_flag_says_is_not_said_by_an_override(tmp_path, corpus, tokenizer, override, flag, where):
+    """It would have left the flag's own part undone: the size asked for, the text named, the folder."""
+    options = [
+        "--input",
+        corpus,
+        "--vocab-size",
+        400,
+        *overrides("scheduler.total_steps=1", "scheduler.warmup_steps=0"),
+    ]
+    place = ["--mode", "cloud", "--experiment", "a"] if where == "cloud" else ["--run-dir", tmp_path / "new"]
+    environment = roots(tmp_path / "workspace")
+    if where == "begun":
+        assert sconce_here("orchestrate", *options, *place, "--backend", "cpu").returncode == 0
+    before = sorted(tmp_path.rglob("*"))
+    key = override.partition("=")[0].removesuffix("[0]")
+    flag = "--experiment" if (flag, where) == ("--run-dir", "cloud") else flag
+    said = refusal(*options, *place, "--override", override.format(tokenizer=tokenizer), env=environment)
+    assert said == f"sconce: --override: {key}: give it to `sconce orchestrate` as {flag}\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize("flag", ["--tokenizer-max-bytes", "--tokenizer-max-lines"])
 @pytest.mark.parametrize("instead", ["--skip-tokenizer", "--tokenizer-json"])
 def test_what_a_tokenizer_is_to_learn_from_is_refused_where_none_learns(tmp_path, corpus, tokenizer, flag, instead):

@@ -1,14 +1,18 @@
 """The earlier system's config files: each loads as it is, or is refused with what to write instead."""
 
 import copy
+import json
 import re
+import shlex
+import tomllib
 
 import earlier_configs as earlier
 import pytest
 import yaml
 
-from sconce.config import load_config, load_table, micro_batch_size, model_spec, sequence_length
+from sconce.config import load_config, load_preset, load_table, micro_batch_size, model_spec, sequence_length
 from sconce.config.convert import convert_config
+from sconce.config.read import flat
 from sconce.errors import ConfigError
 from sconce.interop.earlier_config import EarlierConfig
 
@@ -43,18 +47,21 @@ def test_it_loads_unmodified_and_every_key_works(tmp_path, name):
     spec = model_spec(config, 300)
     model, data = table["model"], table["data"]
     assert (spec.hidden_size, spec.num_kv_heads, spec.rope_theta) == (model["hidden_size"], spec.num_heads, 10000.0)
-    assert spec.attn_dropout == model.get("attn_dropout", 0)
+    assert (spec.attn_dropout, spec.residual_dropout) == (model["attn_dropout"] or 0, model["residual_dropout"] or 0)
     assert sequence_length(config) == model["max_position_embeddings"]
     assert micro_batch_size(config) == data["batch_size"] // data["gradient_accumulation_steps"]
-    assert config.data.prefetch == 4
-    assert config.data.cache_dir == tmp_path / "cache"
+    assert config.data.prefetch == data.get("num_workers", 2)
+    assert config.data.cache_dir == (tmp_path / "cache" if data["cache_dir"] else None)
     assert config.data.train_shards == (tmp_path / "corpus.txt",)
     assert config.runtime.run_dir == tmp_path / "run"
     assert config.runtime.logging.tensorboard is True
     assert config.runtime.checkpoint.save_best is True
-    assert config.optimizer.max_grad_norm == (table["optimizer"]["max_grad_norm"] or 0)
+    assert config.optimizer.max_grad_norm == 1.0
     _, notes = load_table(path)
-    for key in ("model.rope_mode", "data.num_workers", "data.shuffle_buffer_size", "runtime.checkpoint.directory"):
+    turned = ["data.shuffle_buffer_size", "runtime.checkpoint.directory", "tokenizer.special_tokens"]
+    turned += ["model.rope_mode"] if model["rope_mode"] else []
+    turned += ["data.num_workers"] if "num_workers" in data else []
+    for key in turned:
         assert any(note.startswith(f"{key}: ") for note in notes), key
 
 
@@ -114,10 +121,14 @@ def test_paths_that_are_absolute_stay(tmp_path):
     assert config.data.train_shards == (tmp_path / "corpus.txt",)
 
 
-def test_the_three_formats_mean_the_same(tmp_path):
-    loaded = [load_config(earlier.write(tmp_path, f"training{end}", earlier.WRITTEN)) for end in
-              (".toml", ".yaml", ".json")]  # fmt: skip
-    assert loaded[0] == loaded[1] == loaded[2]
+def test_the_three_formats_mean_the_same_but_for_what_toml_cannot_say(tmp_path):
+    """There a key without a value is one left out: gradients are clipped, as docs/coming-from-rust.md says."""
+    toml, *others = (
+        load_config(earlier.write(tmp_path, f"training{end}", earlier.WRITTEN), changes)
+        for end, changes in ((".toml", ["optimizer.max_grad_norm=0"]), (".yaml", ()), (".json", ()))
+    )
+    assert others == [toml, toml]
+    assert load_config(tmp_path / "configs/training.toml").optimizer.max_grad_norm == 1.0
 
 
 @pytest.mark.parametrize(
@@ -146,37 +157,54 @@ def test_what_cannot_be_kept_is_refused_with_what_to_write(tmp_path, key, value,
     assert any(key in line and says in line for line in message.splitlines()), message
 
 
+@pytest.mark.parametrize("end", [".toml", ".yaml", ".json"])
 @pytest.mark.parametrize(
-    ("scheduler", "key", "lines"),
+    ("given", "kept"),
     [
-        (
-            {"total_epochs": 3},
-            "scheduler.total_steps",
-            ["total_steps = 1000", "total_epochs = 3"],
-        ),
-        ({"total_steps": None}, "scheduler.total_steps", ["total_steps = 10000", "total_epochs = 1"]),
-        ({"strategy": "constant", "min_lr": 3e-5}, "scheduler.min_lr", ['strategy = "cosine"', "leave min_lr out"]),
+        ({"total_epochs": 3}, [("total_steps", 1000), ("total_epochs", 3)]),
+        ({"total_steps": None}, [("total_steps", 10000), ("total_epochs", 1)]),
     ],
 )
-def test_a_schedule_that_cannot_be_is_told_the_lines(tmp_path, scheduler, key, lines):
+def test_a_horizon_that_cannot_be_is_told_two_lines_to_choose_from(tmp_path, given, kept, end):
     table = copy.deepcopy(earlier.WRITTEN)
-    table["scheduler"] |= scheduler
-    message = fault(earlier.write(tmp_path, "a.json", table))
-    assert len(message.splitlines()) == 1
+    table["scheduler"] |= given
+    said, steps, other, epochs = fault(earlier.write(tmp_path, f"a{end}", table)).splitlines()
+    assert f"a{end}: scheduler.total_steps: found " in said
+    assert said.endswith(":")
+    assert other == "or, to count passes over the text:"
+    for line, (name, value) in zip((steps, epochs), kept, strict=True):  # each, pasted into the file, mends it
+        assert pasted(line, end) == {name: value}
+        mended = {key: kind for key, kind in table["scheduler"].items() if key not in dict(kept)} | pasted(line, end)
+        config = load_config(earlier.write(tmp_path, f"b{end}", table | {"scheduler": mended}))
+        assert getattr(config.scheduler, name) == value
+
+
+def pasted(lines, end):
+    """What lines of a fault are in a file of that format."""
+    if end == ".json":
+        return json.loads("{" + lines.strip().rstrip(",") + "}")
+    return tomllib.loads(lines) if end == ".toml" else yaml.safe_load(lines)
+
+
+def test_a_rate_that_a_strategy_has_not_is_told_the_line(tmp_path):
+    table = copy.deepcopy(earlier.WRITTEN)
+    table["scheduler"] |= {"strategy": "constant", "min_lr": 3e-5}
+    (message,) = fault(earlier.write(tmp_path, "a.json", table)).splitlines()
     said, advice = message.split("; write instead: ")
-    assert f"a.json: {key}: " in said
-    assert advice.split(", ")[0].split(" or ")[0] == lines[0]
-    for line in lines:  # each of them, written as it is said, mends the file
-        assert line in advice
-        mended = copy.deepcopy(table["scheduler"])
-        if "out" in line:
-            mended.pop("min_lr")
-        else:
-            name, value = line.split(" = ")
-            others = {"total_steps": "total_epochs", "total_epochs": "total_steps"}
-            mended.pop(others.get(name), None)
-            mended[name] = value.strip('"') if name == "strategy" else int(value)
+    assert "a.json: scheduler.min_lr: " in said
+    assert advice == 'strategy = "cosine", or leave min_lr out'
+    for mended in (table["scheduler"] | {"strategy": "cosine"}, table["scheduler"] | {"min_lr": None}):
         load_config(earlier.write(tmp_path, "b.json", table | {"scheduler": mended}))
+
+
+def test_lines_for_a_preset_are_options_that_mend_it():
+    with pytest.raises(ConfigError) as caught:
+        load_preset("local_smoke", ["data.gradient_accumulation_steps=3"])
+    said, *lines = str(caught.value).splitlines()
+    assert said.endswith("write instead:")
+    assert lines == ["  --override data.batch_size=4", "  --override data.gradient_accumulation_steps=2"]
+    config = load_preset("local_smoke", [shlex.split(line)[1] for line in lines])
+    assert (config.data.batch_size, micro_batch_size(config)) == (4, 2)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +253,7 @@ def test_a_converted_file_is_the_same_model_on_the_batches_that_were_meant(tmp_p
     assert config.data.validation_shards == ()  # it was the training text
     assert config.data.batch_size % micro_batch_size(config) == 0
     assert all(f"#   {note}" in text for note in notes)
-    for word in ("shuffle_buffer_size", "validation_shards", "num_key_value_heads", "rope_theta", "rope_mode"):
+    for word in ("shuffle_buffer_size", "validation_shards", "num_key_value_heads"):
         assert any(word in note for note in notes), word
 
 
@@ -242,3 +270,54 @@ def test_a_key_left_out_is_converted_to_what_it_meant(tmp_path):
     assert (config.optimizer.weight_decay, config.optimizer.max_grad_norm) == (0, 0)
     assert (config.scheduler.strategy, config.runtime.precision) == ("constant", "bf16")
     assert config.data.document == "line"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("data.num_workers=7", {"data.prefetch": 7}),
+        ("optimizer.max_grad_norm=null", {"optimizer.max_grad_norm": 0.0}),
+        ("optimizer.max_grad_norm=NULL", {"optimizer.max_grad_norm": 0.0}),
+        ("model.attn_dropout=null", {"model.attn_dropout": 0.0}),
+        ("scheduler.min_lr=null", {"scheduler.min_lr": 0.0}),
+        ("runtime.checkpoint.directory={here}/other/checkpoints", {"runtime.run_dir": "{here}/other"}),
+        ("runtime.checkpoint.max_keep=null", {"runtime.checkpoint.max_keep": 1_000_000}),
+        ("data.shuffle_buffer_size=null", {}),
+    ],
+)
+@pytest.mark.parametrize("end", [".yaml", ".toml"])
+def test_an_override_of_its_keys_says_what_it_says_in_a_file(tmp_path, override, expected, end):
+    path = earlier.write(tmp_path, f"m3_20m{end}", earlier.FILES["m3_20m_streaming.yaml"])
+    before, after = (
+        dict(flat(json.loads(load_config(path, changes).model_dump_json())))
+        for changes in ((), [override.format(here=tmp_path)])
+    )
+    changed = {key: value for key, value in after.items() if value != before[key]}
+    assert changed == {
+        key: value.format(here=tmp_path) if isinstance(value, str) else value for key, value in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.rope_mode=off", "a model without positions cannot be had"),
+        ("model.rope_mode=preapply", "positions are always rotary"),
+        ("data.shuffle_buffer_size=128", "every epoch is shuffled as a whole"),
+        ("runtime.evaluation.best.directory=best", "BEST pointing at it"),
+        ("tokenizer.vocab=vocab.json", "a tokenizer is one file here"),
+        ("scheduler.max_lr=2.0", "scheduler.power"),
+        ("runtime.checkpoint.every_n_epochs=1", "every_n_steps"),
+        ("runtime.logging.enable_stdout=false", "--quiet"),
+        ("runtime.logging.tensorboard=logs", "expected true or false"),
+        ("optimizer.learning_rate=null", "found null, expected a number > 0"),
+        ("runtime.evaluation.bset.directory=x", "unknown key"),
+    ],
+)
+def test_an_override_that_cannot_be_kept_is_refused(tmp_path, override, says):
+    path = earlier.write(tmp_path, "m3_medium.yaml", earlier.FILES["m3_medium.yaml"])
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [override])
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"--override: {override.partition('=')[0]}: ")
+    assert says in line
