@@ -1,12 +1,15 @@
 """Training steps of one Llama beside the public peers', on the same data: tokens a second and peak memory.
 
     python benchmarks/peers.py [--framework torch|mlx] [--shape M|S] [--precision fp32|bf16] [--seq N] [--json]
+    python benchmarks/peers.py --device cuda --precision bf16 --shape 20M|124M|400M|1B [--seq N] [--rows N]
 
 Contestants take turns, a few steps each, so that a slower minute of the machine meets all of them: the figure to read
 is the median of the ratios to the first contestant, round by round; on a machine that has other work, the ratio by
 processor time. Each is a process of its own, with its own allocator's settings, whose peak memory is given: of the
 process on a CPU, of its arrays in MLX and on CUDA. Everybody computes Llama with AdamW, the
-same betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all.
+same betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all, and
+nanoGPT-style a GPT-2 of as many FLOPs, as people write it by hand. MFU is of a matrix product measured before, in the
+same precision, by the FLOPs of the spec: what is recomputed does not count.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from shapes import SHAPES, Shape, spec_of
 
 ROUNDS, STEPS = 7, 3
 LEARNING_RATE, BETAS, EPS, DECAY = 3e-4, (0.9, 0.95), 1e-8, 0.1
@@ -31,6 +35,7 @@ FRAMEWORKS = {
         "transformers compiled",
         "transformers eager",
         "transformers Trainer",
+        "nanoGPT-style compiled",
         "sconce",
         "sconce compiled",
         "sconce lean",
@@ -38,6 +43,7 @@ FRAMEWORKS = {
     "mlx": ["mlx-lm compiled", "sconce", "sconce compiled", "sconce lean"],
 }
 Step = Callable[[], None]
+PROBE = "matrix products"  # not a contestant, but a process like theirs
 ANSWER = "taken: "  # what a contestant's line to us begins with, among whatever its libraries print
 
 
@@ -48,20 +54,6 @@ class Taken:
     seconds: float
     processor_seconds: float
     peak_bytes: int
-
-
-@dataclass(frozen=True)
-class Shape:
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    seq: int
-    rows: int
-    vocab: int = 4096
-
-
-SHAPES = {"M": Shape(384, 1024, 6, 6, 512, 6), "S": Shape(128, 352, 2, 2, 256, 4)}
 
 
 def batches(shape: Shape) -> Iterator[np.ndarray]:
@@ -76,19 +68,9 @@ def sconce_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
     from sconce.data.batches import Batch
     from sconce.init import InitialWeights
     from sconce.optim import OptimSpec
-    from sconce.spec import ModelSpec
     from sconce.training.recipe import default_loss_chunk
 
-    spec = ModelSpec(
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_layers=shape.layers,
-        num_heads=shape.heads,
-        num_kv_heads=shape.heads,
-        head_dim=shape.hidden // shape.heads,
-        max_position_embeddings=shape.seq,
-    )
+    spec = spec_of(shape)
     lean = name.endswith("lean")
     compute = ComputeOptions(
         precision=arguments.precision,
@@ -145,6 +127,69 @@ def transformers_step(name: str, shape: Shape, arguments: argparse.Namespace) ->
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        loss.item()
+
+    return step
+
+
+def nanogpt_step(shape: Shape, arguments: argparse.Namespace) -> Step:
+    """GPT-2's blocks in plain PyTorch: learned positions, LayerNorm, GELU, one matrix for queries, keys and values."""
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+
+    hidden, ffn = shape.hidden, shape.intermediate * 3 // 2  # two matrices of the MLP instead of three
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(hidden, bias=False), nn.LayerNorm(hidden, bias=False)
+            self.qkv, self.out = nn.Linear(hidden, 3 * hidden, bias=False), nn.Linear(hidden, hidden, bias=False)
+            self.up, self.down = nn.Linear(hidden, ffn, bias=False), nn.Linear(ffn, hidden, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, length, _ = x.shape
+            heads = (rows, length, shape.heads, hidden // shape.heads)
+            q, k, v = (part.view(heads).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=-1))
+            seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(seen.transpose(1, 2).reshape(rows, length, hidden))
+            return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+    class GPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens, self.places = nn.Embedding(shape.vocab, hidden), nn.Embedding(shape.seq, hidden)
+            self.blocks = nn.ModuleList(Block() for _ in range(shape.layers))
+            self.norm = nn.LayerNorm(hidden, bias=False)
+            self.head = nn.Linear(hidden, shape.vocab, bias=False)
+            self.head.weight = self.tokens.weight
+            for param in self.parameters():
+                if param.ndim == 2:
+                    nn.init.normal_(param, std=0.02)
+
+        def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            x = self.tokens(inputs) + self.places.weight
+            for block in self.blocks:
+                x = block(x)
+            return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+
+    torch.manual_seed(0)
+    model = GPT().to(arguments.device)
+    matrices = [param for param in model.parameters() if param.ndim >= 2]
+    vectors = [param for param in model.parameters() if param.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, LEARNING_RATE, BETAS, EPS, fused=True)
+    forward = torch.compile(model, dynamic=False)
+    source = batches(shape)
+
+    def step() -> None:
+        tokens = torch.from_numpy(next(source).astype(np.int64)).to(arguments.device)
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.precision == "bf16"):
+            loss = forward(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         loss.item()
 
     return step
@@ -250,6 +295,8 @@ def make(name: str, arguments: argparse.Namespace) -> Step:
         return sconce_step(name, shape, arguments)
     if name.startswith("mlx-lm"):
         return mlx_lm_step(shape)
+    if name.startswith("nanoGPT"):
+        return nanogpt_step(shape, arguments)
     return trainer_step(shape, arguments) if name.endswith("Trainer") else transformers_step(name, shape, arguments)
 
 
@@ -302,14 +349,33 @@ def contest(arguments: argparse.Namespace) -> None:
         print(ANSWER + json.dumps(asdict(taken)), flush=True)
 
 
+def matmul_speed(arguments: argparse.Namespace) -> float:
+    """FLOP/s of a matrix product in this precision, by the probe that training uses, in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--contestant", PROBE]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def probe(arguments: argparse.Namespace) -> float:
+    from sconce.backend import load_backend
+    from sconce.planning.probe import matmul_flops_per_second
+
+    backend = load_backend("mlx" if arguments.framework == "mlx" else arguments.device)
+    return matmul_flops_per_second(lambda size, count: backend.matmul_seconds(arguments.precision, size, count))
+
+
 def compete(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    from sconce.flops import count_flops
+
     names = [name for name in FRAMEWORKS[arguments.framework] if name not in arguments.without]
+    speed = matmul_speed(arguments)  # before anybody computes
     contestants = [Contestant(name) for name in names]
     first = [contestant.run(1) for contestant in contestants]
     for contestant in contestants:
         contestant.run(1)
     rounds = [[contestant.run(STEPS) for contestant in contestants] for _ in range(arguments.rounds)]
     shape = shape_of(arguments)
+    flops = count_flops(spec_of(shape), shape.seq).training
     rows = []
     for number, name in enumerate(names):
         rates = [STEPS * shape.rows * shape.seq / taken[number].seconds for taken in rounds]
@@ -317,6 +383,7 @@ def compete(arguments: argparse.Namespace) -> list[dict[str, object]]:
             {
                 "name": name,
                 "tokens_per_second": statistics.median(rates),
+                "mfu": flops * statistics.median(rates) / speed,
                 "slowest": min(rates),
                 "fastest": max(rates),
                 "ratio": statistics.median(taken[0].seconds / taken[number].seconds for taken in rounds),
@@ -349,6 +416,9 @@ def main() -> None:
         from sconce.backend import load_backend
 
         load_backend("mlx")  # before MLX is imported: OpenBLAS for both sides
+    if arguments.contestant == PROBE:
+        print(probe(arguments))
+        return
     if arguments.contestant:
         contest(arguments)
         return
@@ -362,12 +432,12 @@ def main() -> None:
 def print_table(rows: list[dict[str, object]], arguments: argparse.Namespace) -> None:
     shape = shape_of(arguments)
     print(f"{arguments.shape}, {shape.rows} rows of {shape.seq}, {arguments.precision}, {arguments.framework}")
-    print(f"{'':24}{'tokens/s':>9}{'spread':>18}{'ratio':>7}{'of CPU':>8}{'first step':>12}{'peak MB':>9}")
+    print(f"{'':24}{'tokens/s':>9}{'spread':>18}{'ratio':>7}{'of CPU':>8}{'MFU':>7}{'first step':>12}{'peak MB':>9}")
     for row in rows:
         spread = f"{row['slowest']:,.0f}-{row['fastest']:,.0f}"
         print(
             f"{row['name']:24}{row['tokens_per_second']:9,.0f}{spread:>18}{row['ratio']:7.2f}"
-            f"{row['processor_ratio']:8.2f}"
+            f"{row['processor_ratio']:8.2f}{row['mfu']:7.1%}"
             f"{row['first_step_seconds']:10.1f} s{row['peak_bytes'] / 1e6:9,.0f}"
         )
 

@@ -1,5 +1,6 @@
 """Floating-point operations of a model, counted from its spec. A multiply-add is two."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sconce.spec import ModelSpec
@@ -29,11 +30,16 @@ class Flops:
         return 3 * self.forward
 
 
-def count_flops(spec: ModelSpec, seq_len: int, recompute_every: int = 0) -> Flops:
-    """FLOPs a token of a model at rows of `seq_len`, averaged over their positions."""
+def count_flops(spec: ModelSpec, seq_len: int, recompute_every: int = 0, pieces: Sequence[int] | None = None) -> Flops:
+    """FLOPs a token of a model at rows of `seq_len`, averaged over their positions.
+
+    `pieces` are the lengths, in tokens, of what attention does not leave: documents that share rows. Without them that
+    is the row.
+    """
     projections = 2 * sum(param.size for param in spec.params() if param.group == "matrix")
-    pairs = keys_seen(seq_len, spec.sliding_window)
-    attention = spec.num_layers * 4 * spec.num_heads * spec.head_dim * pairs // seq_len
+    lengths = pieces or [seq_len]
+    pairs = sum(keys_seen(length, spec.sliding_window) for length in lengths)
+    attention = spec.num_layers * 4 * spec.num_heads * spec.head_dim * pairs // sum(lengths)
     blocks = -(-spec.num_layers // recompute_every) if recompute_every else 0
     return Flops(
         projections=projections,

@@ -36,6 +36,7 @@ def as_text(found: "Bench") -> list[str]:
 
     rate, noise = found.tokens_per_second, found.step_ms.high - found.step_ms.low
     optimizer = f"{found.optimizer_ms:.1f} ms" if found.optimizer_ms > noise else f"less than {noise:.1f} ms, the noise"
+    waited = found.data_wait_ms.median / found.step_ms.median
     return [
         "",
         f"{found.steps} steps of {found.tokens_per_step:,} tokens, {found.micro_batch_size} sequences at a time "
@@ -44,12 +45,14 @@ def as_text(found: "Bench") -> list[str]:
         f"  step                 {_ms(found.step_ms)}",
         f"    forward, backward  {found.forward_backward_ms:.1f} ms",
         f"    optimizer          {optimizer}",
-        f"  of it on the host    {_ms(found.host_ms)}",
+        f"  host, processor time {_ms(found.host_ms)}",
         f"  data, meanwhile      {_ms(found.data_ms)}",
+        f"    waited for it      {_ms(found.data_wait_ms, 3)}, {waited:.2%} of the step",
+        f"  the first step took  {found.first_step_seconds:.1f} s",
         f"  peak memory          {found.memory_bytes / 2**20:,.0f} MiB",
         f"  {describe_utilization(found.utilization)}",
     ]
 
 
-def _ms(spread: "Spread") -> str:
-    return f"{spread.median:.1f} ms ({spread.low:.1f} to {spread.high:.1f})"
+def _ms(spread: "Spread", digits: int = 1) -> str:
+    return f"{spread.median:.{digits}f} ms ({spread.low:.{digits}f} to {spread.high:.{digits}f})"

@@ -22,6 +22,7 @@ PARTS = {
     "working": "backward of a block",
     "peak": "peak of a step",
 }
+PACKED_NOTE = "         attention is counted over whole rows: that of packed documents takes less, as training will say"
 
 
 def plan(
@@ -84,6 +85,7 @@ def as_text(plan: "Plan") -> list[str]:
         f"model    {spec.num_params:,} parameters, {non_embedding(spec):,} without embedding and head",
         f"FLOPs    {flops.training:,} a token, forward and backward: 3 x ({flops.projections:,} projections + "
         f"{flops.attention:,} attention + {flops.head:,} head)",
+        *([PACKED_NOTE] if plan.configured.setting.packed else []),
         f"device   {device.name}: {_gib(device.memory_bytes)}, {USABLE[device.kind]:.0%} of it planned with; {speed}",
         *([f"stages   {plan.stages.describe()}; memory is that of the longest"] if len(plan.stages.stages) > 1 else []),
         "",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -37,13 +38,18 @@ class Certificate:
     """What the next micro-batch gives at these weights, nothing dropped: a resumed run must reproduce it.
 
     `rows` are row numbers, `tokens_sha256` is of them and their tokens (`data.batches.rows_sha256`), `loss` is mean
-    nats a token, `nats` are those of the first row's first tokens.
+    nats a token, `nats` are those of the first row's first tokens. NaN stands for any that is not finite.
     """
 
     rows: tuple[int, ...]
     tokens_sha256: str
     loss: float
     nats: tuple[float, ...]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the model still gives a loss: not once its training has diverged."""
+        return math.isfinite(self.loss)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +129,8 @@ class _CursorFields(TypedDict):
 class _CertificateFields(TypedDict):
     rows: Annotated[list[_Count], Field(min_length=1)]
     tokens_sha256: str
-    loss: float
-    nats: list[float]
+    loss: float | None
+    nats: list[float | None]
 
 
 class _LossScaleFields(TypedDict):
@@ -176,9 +182,14 @@ def _certificate_fields(certificate: Certificate) -> _CertificateFields:
     return {
         "rows": list(certificate.rows),
         "tokens_sha256": certificate.tokens_sha256,
-        "loss": certificate.loss,
-        "nats": list(certificate.nats),
+        "loss": _finite(certificate.loss),
+        "nats": [_finite(nats) for nats in certificate.nats],
     }
+
+
+def _finite(value: float) -> float | None:
+    """As JSON can say it."""
+    return value if math.isfinite(value) else None
 
 
 def read_manifest(folder: Path) -> Checkpoint:
@@ -233,7 +244,8 @@ def _parse(fields: _Fields) -> Checkpoint:
 
 
 def _parse_certificate(fields: _CertificateFields) -> Certificate:
-    return Certificate(tuple(fields["rows"]), fields["tokens_sha256"], fields["loss"], tuple(fields["nats"]))
+    loss, *nats = (math.nan if value is None else value for value in (fields["loss"], *fields["nats"]))
+    return Certificate(tuple(fields["rows"]), fields["tokens_sha256"], loss, tuple(nats))
 
 
 def _checksum(fields: Mapping[str, object]) -> str:

@@ -4,6 +4,7 @@
                       LATEST BEST      for people and tools; loading trusts the folders
                       .tmp-* .old-*    what a killed writer leaves; removed or restored by the next one
                       .bad-*           damaged checkpoints, set aside for a person to look at
+                      diverged-step-*  the state in which training diverged, whole, which nothing loads unasked
 
 One process writes at a time: the run's lock sees to that.
 """
@@ -32,6 +33,7 @@ from sconce.errors import CheckpointError
 from sconce.files import fsync_folder, readable_size, write_atomic
 
 MAX_SHARD_BYTES = 5 * 10**9  # Hugging Face's custom
+DIVERGED = "diverged-"
 SPARE_BYTES = 2**20  # for the manifest, the pointers and the file system's own books
 
 
@@ -54,14 +56,18 @@ class CheckpointStore:
         *,
         files: Mapping[str, bytes],
         is_best: bool,
+        diverged: bool = False,
     ) -> Path:
         """Write one checkpoint, then delete those beyond `keep`; return its folder.
 
+        One in which training has `diverged` is kept apart, so that those before stay what a run goes on from.
         `state` yields every tensor in the order of `names`, and at most one is held at a time. `facts`
         is the manifest without its files; `files` go beside the tensors as they are.
         Raises CheckpointError, with every older checkpoint untouched, when it cannot be written.
         """
         folder = self._step_folder(facts.step)
+        if diverged:
+            folder = folder.with_name(DIVERGED + folder.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
@@ -72,8 +78,11 @@ class CheckpointStore:
             with self._temporary(folder) as temporary:
                 _write(temporary, facts, plan, state, contents)
                 self._move_in(temporary, folder)
-            self._point(folder, facts, is_best)
-            self._delete_surplus(folder)
+            if diverged:
+                self._delete_diverged(but=folder)
+            else:
+                self._point(folder, facts, is_best)
+                self._delete_surplus(folder)
         except OSError as error:
             raise _cannot_write(folder, error) from error
         return folder
@@ -146,6 +155,10 @@ class CheckpointStore:
             # The rename uncommits it in one move; a kill during the removal leaves a .tmp- folder to sweep up.
             shutil.rmtree(folder.rename(folder.with_name(f".tmp-{folder.name}-surplus")))
 
+    def _delete_diverged(self, but: Path) -> None:
+        for folder in set(self.folder.glob(f"{DIVERGED}step-*")) - {but}:
+            shutil.rmtree(folder)
+
     def _check_space(self, plan: Sequence[TensorFile], contents: Mapping[str, bytes]) -> None:
         needed = sum(file.bytes for file in plan) + sum(map(len, contents.values())) + SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
@@ -157,7 +170,7 @@ class CheckpointStore:
 
     def _restore_replaced(self) -> None:
         """Undo a replacement that was killed between its two renames."""
-        for aside in self.folder.glob(".old-step-*"):
+        for aside in self.folder.glob(".old-*step-*"):
             folder = aside.with_name(aside.name.removeprefix(".old-"))
             if not folder.exists():
                 aside.rename(folder)
@@ -165,7 +178,7 @@ class CheckpointStore:
     def _remove_leftovers(self) -> None:
         """Sweep up after writers that were killed."""
         self._restore_replaced()
-        for pattern in (".tmp-step-*", ".old-step-*"):
+        for pattern in (".tmp-*step-*", ".old-*step-*"):
             for leftover in self.folder.glob(pattern):
                 shutil.rmtree(leftover)
         for pattern in (".LATEST.tmp-*", ".BEST.tmp-*"):

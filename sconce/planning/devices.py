@@ -92,6 +92,9 @@ def _names(family: str) -> dict[str, int]:
 
 def _device(family: str, name: str, memory_bytes: int, framework: str | None = None) -> Device:
     figures = _families()[family]
+    fewer: dict[str, Any] = figures.get("fewer_cores", {})
+    if round(memory_bytes / 2**30) in fewer.get("memory_gib", ()):
+        figures = {**figures, **fewer}
     apple = "Apple" in figures["names"][0]
     return Device(
         name=name,

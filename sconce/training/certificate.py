@@ -1,5 +1,6 @@
 """The resume certificate: proof by one forward pass that a checkpoint is taken up as it was put down."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,6 +91,8 @@ def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
             loaded, f"rows {', '.join(map(str, expected.rows[:4]))} ... hold other tokens than when it was saved"
         )
     loss, nats = witness.losses(batches)
+    if not expected.is_finite:
+        return _meet_diverged(loss, witness, loaded)
     which = "last" if witness.steps_back else "next"
     allowed = tolerance(loaded.record, witness.device, witness.precision)
     difference = abs(loss - expected.loss)
@@ -112,6 +115,16 @@ def check_certificate(witness: Witness, loaded: LoadedCheckpoint) -> str:
         f"the {which} micro-batch has the loss it had, {loss:.6f} (off by {difference:.1e} of {allowed.mean:g}; "
         f"of {len(nats)} tokens none by more than {apart[worst]:.1e} of {allowed.token:g})"
     )
+
+
+def _meet_diverged(loss: float, witness: Witness, loaded: LoadedCheckpoint) -> str:
+    if not math.isfinite(loss):
+        raise CheckpointError(
+            f"{loaded.path}: gives no loss, as when it was saved: training had diverged, and in {witness.precision} "
+            "nothing can be trained from here: rename it, for the checkpoint before to be taken"
+        )
+    before = loaded.record.precision
+    return f"in {before}, when it was saved, it gave no loss; in {witness.precision} it gives {loss:.6f}"
 
 
 CULPRITS = (

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.config import RunConfig, ramp
 from sconce.data.order import Order
@@ -13,13 +15,17 @@ from sconce.data.rows import NumberedRows, Rows, open_rows, open_train_rows
 from sconce.data.shards import TokenData
 from sconce.data.stream import Stream, StreamRows
 from sconce.errors import ConfigError, DataError
+from sconce.flops import count_flops
 from sconce.log import log, phase
+from sconce.ramp import Stage
+from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer
 from sconce.training.recipe import train_order
 from sconce.training.stream import CachedStream, open_stream, stream_facts, stream_order
 from sconce.training.tokens import run_tokens, shards_folder, shards_there
 
 Say = Callable[[str], None]
+SAMPLED_ROWS = 256  # whose documents stand for all: the FLOPs of the mean vary little beyond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,15 @@ class RunData:
             return {"fingerprint": self.fingerprint, **({"commits": commits} if commits else {})}
         one = self.streamed
         return {"fingerprint": self.fingerprint, "stream": stream_facts(one.stream, one.commits, self.order, step)}
+
+    def flops_per_token(self, spec: ModelSpec, stage: Stage, packed: bool) -> int:
+        """What training on a stage's rows takes; `packed` counts attention inside documents, of the first rows."""
+        if not packed:
+            return count_flops(spec, stage.seq_len).training
+        steps = -(-SAMPLED_ROWS // stage.batch_size)
+        rows = np.concatenate([self.order.rows(stage.first_step + step) for step in range(steps)]).tolist()
+        spans = [span for row in rows for span in self.rows.spans(row, self.order.ramp.parts(stage))]
+        return count_flops(spec, stage.seq_len, pieces=[end - start for start, end in spans]).training
 
     def close(self) -> None:
         """End what makes a stream's windows."""

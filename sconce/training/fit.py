@@ -19,7 +19,7 @@ from sconce.planning.choice import choose_micro_batch, divisors
 from sconce.planning.devices import Device, of_backend
 from sconce.planning.memory import Setting, step_memory
 from sconce.spec import ModelSpec
-from sconce.training.recipe import make_compute, make_optim
+from sconce.training.recipe import attention_kind, make_compute, make_optim
 
 # Keys that change what a micro-batch needs: a resumed run that changes one chooses anew.
 NEEDS = ("precision", "activation_checkpointing", "attention_backend", "compile", "loss_chunk")
@@ -95,4 +95,8 @@ def _as_before(config: RunConfig, info: DeviceInfo, loaded: LoadedCheckpoint | N
     needs = {f"runtime.{name}" for name in NEEDS}
     if any(change.key in needs for change in differences(loaded.run_config, to_json(config))):
         return None
-    return config_from(loaded.run_config, str(loaded.path / "run.json"))
+    before = config_from(loaded.run_config, str(loaded.path / "run.json"))
+    # ATTN_BACKEND, which no config holds, chooses as well.
+    if loaded.record.hardware.get("attention", before.runtime.attention_backend) != attention_kind(config):
+        return None
+    return before

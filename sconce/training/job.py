@@ -5,14 +5,14 @@ from pathlib import Path
 
 from sconce.backend import Hardware
 from sconce.checkpoint.load import LoadedCheckpoint
-from sconce.config import RunConfig, differences, micro_batch_at, to_json
+from sconce.config import RunConfig, differences, to_json
 from sconce.errors import ConfigError
 from sconce.files import write_json
 from sconce.training.certificate import check_certificate
 from sconce.training.loop import Outcome, train
 from sconce.training.metrics import Reporter
 from sconce.training.recipe import make_compute
-from sconce.training.run import Run, RunFolder, open_run
+from sconce.training.run import Run, RunFolder, describe_compiling, open_run
 
 
 def is_own_config(config: Path, folder: RunFolder) -> bool:
@@ -70,11 +70,8 @@ def _begin(run: Run, reporter: Reporter, certificate: bool) -> None:
         reporter.say(f"certificate: {found}")
     if (chunk := make_compute(run.config, run.spec).loss_chunk) is not None:
         reporter.say(f"loss: logits of {chunk:,} tokens at a time")
-    compiled = run.config.runtime.compile
-    if compiled or (compiled is None and run.backend.device().kind != "cpu"):
-        shapes = {(stage.seq_len, micro_batch_at(run.config, stage.first_step)) for stage in run.order.ramp.stages}
-        each = " of each stage" if len(shapes) > 1 else ""
-        reporter.say(f"compiling at the first update{each}, which takes longer; runtime.compile = false does without")
+    if (note := describe_compiling(run)) is not None:
+        reporter.say(note)
     write_json(run.folder.config, to_json(run.config))
 
 

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +19,6 @@ from sconce.data.prefetch import Prefetcher
 from sconce.data.rows import read_in_parts
 from sconce.errors import CheckpointError, ConfigError, DataError, OutOfMemoryError, TrainingError
 from sconce.files import write_atomic
-from sconce.flops import count_flops
 from sconce.generation.generate import generate
 from sconce.generation.sampling import Sampling
 from sconce.interop.hf import loads_in_transformers
@@ -28,7 +28,7 @@ from sconce.schedule import learning_rate
 from sconce.training.evaluate import Evaluation, evaluate
 from sconce.training.metrics import MetricsFile, Record, read_metrics
 from sconce.training.plot import loss_png
-from sconce.training.run import Run
+from sconce.training.run import Run, reload_state
 from sconce.training.save import save_checkpoint
 from sconce.training.signals import StopRequest, catch_stop_signals
 from sconce.training.throughput import Throughput
@@ -36,7 +36,8 @@ from sconce.training.throughput import Throughput
 if TYPE_CHECKING:
     from sconce.training.tensorboard import TensorBoard
 
-FP16_PATIENCE = 25  # skipped updates in a row: from the largest loss scale, 2^24, down to the least, 1
+PATIENCE = 3  # skipped updates in a row: on so many batches it is not the batch
+FP16_PATIENCE = 25  # from the largest loss scale, 2^24, down to the least, 1
 IN_FLIGHT = 2  # updates the device may be behind the host: it never starves, and queued work stays bounded
 
 
@@ -94,9 +95,8 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     started_at = run.step
     run.reporter.start(run.step, total)
     try:
-        prefetcher = Prefetcher(trainer.step_data, run.step, run.config.data.prefetch)
-        with catch_stop_signals() as request, prefetcher as data, _frozen_heap():
-            trainer.run_updates(data, end, request)
+        with catch_stop_signals() as request, _frozen_heap():
+            trainer.run_to(end, request)
             trainer.save_if_new()  # inside: a signal that comes only now must not end the save
             finished = run.step == total
             outcome = Outcome(
@@ -163,11 +163,9 @@ class _Trainer:
         self.throughput = Throughput(time.perf_counter)
         self.evaluation: Evaluation | None = None
         self.saved_step = run.step
+        self.diverged: Path | None = None
         self.skipped = self.skipped_in_a_row = 0
-        lengths = {stage.seq_len for stage in run.order.ramp.stages}
-        self.yardsticks = {
-            length: replace(run.yardstick, flops_per_token=count_flops(run.spec, length).training) for length in lengths
-        }
+        self.yardsticks = {stage.seq_len: run.yardstick_of(stage) for stage in run.order.ramp.stages}
 
     def close(self) -> None:
         self.metrics.close()
@@ -180,6 +178,21 @@ class _Trainer:
         rows = order.rows(step)
         batches = read_in_parts(self.run.data.rows, rows, order.parts(step), micro_batch_at(self.run.config, step))
         return _StepData(batches, rows_sha256(rows, batches))
+
+    def run_to(self, end: int, request: StopRequest) -> None:
+        """Update until `end` or a stop request, from an earlier state again where memory ran out in mid-update."""
+        while True:
+            prefetcher = Prefetcher(self.step_data, self.run.step, self.run.config.data.prefetch)
+            try:
+                with prefetcher as data:
+                    return self.run_updates(data, end, request)
+            except OutOfMemoryError as error:
+                if error.intact:
+                    raise
+                message = str(error)
+            # Outside the handler: the error holds the frames, and they hold the arrays that are to be freed.
+            if not self.go_back():
+                raise OutOfMemoryError(message, intact=False)
 
     def run_updates(self, data: Prefetcher[_StepData], end: int, request: StopRequest) -> None:
         """Update until `end` or a stop request; the host reads an update's figures only when it is done anyway."""
@@ -258,6 +271,30 @@ class _Trainer:
                 return config
         return None
 
+    def go_back(self) -> bool:
+        """Take up the last checkpoint, or the beginning, in smaller micro-batches: what is on the device is not sound.
+
+        False where there is nothing smaller; and on a stream, whose rows from before may be gone.
+        """
+        run, failed = self.run, self.run.step + 1
+        fewer = self.smaller_micro_batch(run.step)
+        if fewer is None or run.data.streamed is not None:
+            return False
+        size, loaded = micro_batch_at(run.config, run.step), run.store.latest(run.reporter.say)
+        reload_state(run, loaded)
+        run.config = fewer
+        self.saved_step = run.step
+        self.skipped = self.skipped_in_a_row = 0
+        self.close()
+        self.metrics = MetricsFile(run.folder.metrics, run.step)
+        self.tensorboard = _open_tensorboard(run) if self.tensorboard is not None else None
+        self.throughput.restart()
+        run.reporter.say(
+            f"step {failed}, or one just before: out of memory in mid-update with {size} sequences at a time; going on "
+            f"from step {run.step} with {micro_batch_at(fewer, run.step)}, and with as many an update as before"
+        )
+        return True
+
     def explain(self, error: OutOfMemoryError) -> str:
         """Save what is sound; what happened, where the run stands, and what to change."""
         saved = self.last_saved()
@@ -311,9 +348,9 @@ class _Trainer:
         run.reporter.update(record, logged)
 
     def count_skips(self, step: int, metrics: StepMetrics) -> None:
-        """An update whose figures are no numbers changed no weight. With fp16 a few are how its loss scale is found.
+        """An update whose figures are no numbers changed no weight: with fp16 a few are how its loss scale is found.
 
-        Raises TrainingError when there are too many in a row, with the run saved while its weights are still sound.
+        Raises TrainingError when there are too many in a row, with the run saved.
         """
         run = self.run
         if math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm):
@@ -321,15 +358,19 @@ class _Trainer:
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
-        if self.skipped_in_a_row < (FP16_PATIENCE if precision(run.config) == "fp16" else 1):
+        if self.skipped_in_a_row < (FP16_PATIENCE if precision(run.config) == "fp16" else PATIENCE):
             return
-        if math.isfinite(metrics.loss):
-            self.save_if_new()
+        with suppress(OutOfMemoryError, CheckpointError):  # what was saved before stays
+            if self.saved_step != run.step:  # weights may be sound where only fp16 cannot hold their gradients
+                self.save(is_best=False, diverged=precision(run.config) != "fp16")
         rows = run.order.rows(step - 1).tolist()
+        listed = ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        wider = ', or set runtime.precision = "bf16"' if precision(run.config) == "fp16" else ""
+        apart = "" if self.diverged is None else f", and the state it is in now is kept in {self.diverged}"
         raise TrainingError(
-            f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}, on rows {rows[:8]}: "
-            f"training diverged; {self.last_saved()}. Lower "
-            "optimizer.learning_rate or raise scheduler.warmup_steps"
+            f"step {step}: loss {metrics.loss}, gradient norm {metrics.grad_norm}, on rows {listed}: "
+            f"training diverged; {self.last_saved()}{apart}. Lower "
+            f"optimizer.learning_rate or raise scheduler.warmup_steps{wider}, and --resume"
         )
 
     def last_saved(self) -> str:
@@ -386,12 +427,15 @@ class _Trainer:
             run.best = (run.step, self.evaluation.loss)
         return is_best
 
-    def save(self, is_best: bool) -> None:
-        """Write a checkpoint of this step."""
+    def save(self, is_best: bool, diverged: bool = False) -> None:
+        """Write a checkpoint of this step; if training has diverged, one that is none to go on from."""
         if self.tensorboard is not None:
             self.tensorboard.flush()  # its files should not lag behind what a resumed run starts from
-        save_checkpoint(self.run, is_best=is_best)
-        self.saved_step = self.run.step
+        folder, sound = save_checkpoint(self.run, is_best=is_best, diverged=diverged)
+        if sound:
+            self.saved_step = self.run.step
+        else:
+            self.diverged = folder
 
     def save_if_new(self) -> None:
         """Write a checkpoint unless this step has one."""
@@ -399,8 +443,8 @@ class _Trainer:
             best = self.run.best
             self.save(is_best=best is not None and best[0] == self.run.step)
 
-    def sample(self) -> str:
-        """Let the model write, and keep what it wrote."""
+    def sample(self) -> str | None:
+        """Let the model write, and keep what it wrote; None from a model whose logits are no numbers."""
         run, options = self.run, self.run.config.runtime.sample
         prompt = run.tokenizer.encode(options.prompt) or [run.tokenizer.eos_id]
         ids = generate(
@@ -410,7 +454,11 @@ class _Trainer:
             sampling=Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p),
             seed=int(np.random.SeedSequence([run.config.runtime.seed, run.step]).generate_state(1)[0]),
         )
-        text = options.prompt + run.tokenizer.decode(list(ids))
+        try:
+            text = options.prompt + run.tokenizer.decode(list(ids))
+        except CheckpointError as error:  # to train it may be possible all the same, or `count_skips` ends it
+            run.reporter.say(f"step {run.step}: no sample: {error}")
+            return None
         run.folder.samples.mkdir(exist_ok=True)
         write_atomic(run.folder.samples / f"step-{run.step:08d}.txt", text)
         if self.tensorboard is not None:

@@ -2,12 +2,15 @@
 
 import fcntl
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sconce.backend import Backend, Hardware, Learner, load_backend
+import numpy as np
+from numpy.typing import NDArray
+
+from sconce.backend import WEIGHTS, Backend, Hardware, Learner, load_backend, state_names
 from sconce.checkpoint.load import LoadedCheckpoint
 from sconce.checkpoint.store import CheckpointStore
 from sconce.config import (
@@ -16,19 +19,18 @@ from sconce.config import (
     micro_batch_at,
     model_spec,
     precision,
-    ramp,
     to_json,
 )
 from sconce.data.batches import NO_ROWS
 from sconce.data.order import Order
 from sconce.errors import CheckpointError, ConfigError, SconceError
-from sconce.flops import count_flops
 from sconce.init import InitialWeights
 from sconce.interop.hf import caution
 from sconce.log import log, phase
 from sconce.planning.devices import of_backend
 from sconce.planning.probe import matmul_flops_per_second
 from sconce.planning.utilization import Yardstick, tera
+from sconce.ramp import Stage
 from sconce.schedule import Schedule
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import Tokenizer, load_tokenizer
@@ -107,7 +109,7 @@ class Run:
 
     `rows_sha256` is the chain over the rows of all updates done here: see `data.batches.chain_rows`. Those that
     another system did before an import, `imported_steps`, are not in it. `resumed_from` is the checkpoint that it was
-    opened at, if any; `yardstick` is what its speed is measured against.
+    opened at, if any; `yardstick` is what the speed of its longest rows is measured against.
     """
 
     config: RunConfig
@@ -131,6 +133,11 @@ class Run:
     def order(self) -> Order:
         """Which rows each step trains on."""
         return self.data.order
+
+    def yardstick_of(self, stage: Stage) -> Yardstick:
+        """What the speed of a stage's updates is measured against."""
+        packed = self.config.data.packing == "bestfit"
+        return replace(self.yardstick, flops_per_token=self.data.flops_per_token(self.spec, stage, packed))
 
     def close(self) -> None:
         """End what runs beside the training."""
@@ -174,15 +181,23 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
         f"hardware: {device.kind} ({device.name}, {device.memory_bytes / 2**30:.0f} GiB) "
         f"through {device.backend} {device.version}, {precision(config)}"
     )
-    with phase("multiplying matrices"):
-        yardstick = measure_device(config, spec, backend)
-    reporter.say(describe_yardstick(yardstick, precision(config)))
+    with phase("multiplying matrices"):  # for up to a third of a second
+        kind = precision(config)
+        measured = matmul_flops_per_second(lambda size, repeats: backend.matmul_seconds(kind, size, repeats))
     config, fitted = fit_to_device(config, spec, device, loaded)
     _check_prompt(config, spec, tokenizer)
     with ExitStack() as stack:
         data = open_data(config, folder.root, tokenizer, loaded, reporter.say)
         stack.callback(data.close)  # unless the run comes to be, and closes it
         schedule = make_schedule(config, data.order)
+        yardstick = Yardstick(
+            flops_per_token=data.flops_per_token(
+                spec, max(data.order.ramp.stages, key=lambda stage: stage.seq_len), config.data.packing == "bestfit"
+            ),
+            peak=of_backend(device).peak(kind),
+            measured=measured,
+        )
+        reporter.say(describe_yardstick(yardstick, kind))
         reporter.say(f"model: {spec.num_params:,} parameters; {_describe_steps(data.order, schedule.total_steps)}")
         for line in (fitted, *data.describe(config, schedule.total_steps)):
             reporter.say(line)
@@ -210,14 +225,14 @@ def open_run(config: RunConfig, folder: RunFolder, *, hardware: Hardware, resume
     return run
 
 
-def measure_device(config: RunConfig, spec: ModelSpec, backend: Backend) -> Yardstick:
-    """What the run's speed will be measured against; multiplies matrices for up to a third of a second."""
-    kind = precision(config)
-    return Yardstick(
-        flops_per_token=count_flops(spec, ramp(config).longest).training,
-        peak=of_backend(backend.device()).peak(kind),
-        measured=matmul_flops_per_second(lambda size, repeats: backend.matmul_seconds(kind, size, repeats)),
-    )
+def describe_compiling(run: Run) -> str | None:
+    """A line to read while the first update takes so long; None where nothing is compiled."""
+    compiled = run.config.runtime.compile
+    if not (compiled or (compiled is None and run.backend.device().kind != "cpu")):
+        return None
+    shapes = {(stage.seq_len, micro_batch_at(run.config, stage.first_step)) for stage in run.order.ramp.stages}
+    each = " of each stage" if len(shapes) > 1 else ""
+    return f"compiling at the first update{each}, which takes longer; runtime.compile = false does without"
 
 
 def describe_yardstick(yardstick: Yardstick, kind: str) -> str:
@@ -277,6 +292,36 @@ def _find_checkpoint(
             "another --run-dir"
         )
     return loaded
+
+
+def reload_state(run: Run, loaded: LoadedCheckpoint | None) -> None:
+    """Make a run under way what it was at a checkpoint, or at step 0."""
+    if loaded is None:
+        run.learner.load(_InitialState(run), 0)
+        run.step, run.best, run.rows_sha256 = 0, None, NO_ROWS
+        return
+    record = loaded.record
+    run.learner.load(loaded.tensors, record.step, record.loss_scale)
+    run.step, run.best = record.step, record.best
+    run.rows_sha256 = str(record.cursor.get("rows_sha256", NO_ROWS))
+
+
+class _InitialState(Mapping[str, NDArray[np.float32]]):
+    """Initial weights and zero slots by the names of `state_names`, each made when it is asked for."""
+
+    def __init__(self, run: Run) -> None:
+        self._weights = InitialWeights(run.spec, run.config.runtime.seed)
+        self._shapes = dict(state_names(run.spec, make_optim(run.config)))
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        part, parameter = name.split("/", 1)
+        return self._weights[parameter] if part == WEIGHTS else np.zeros(self._shapes[name], np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None) -> Learner:

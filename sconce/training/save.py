@@ -15,15 +15,20 @@ from sconce.interop.hf import model_files
 from sconce.log import phase
 from sconce.pod import pod_facts
 from sconce.training.certificate import certify
-from sconce.training.recipe import make_optim
+from sconce.training.recipe import attention_kind, make_optim
 from sconce.training.run import Run
 
 
-def save_checkpoint(run: Run, *, is_best: bool) -> Path:
-    """Commit the run as it stands; returns the checkpoint's folder."""
+def save_checkpoint(run: Run, *, is_best: bool, diverged: bool = False) -> tuple[Path, bool]:
+    """Commit the run as it stands; the checkpoint's folder, and whether it is one to go on from.
+
+    Apart from these is kept what has `diverged`, as also a model shows that gives no loss on the next rows.
+    """
     device = run.backend.device()
     yardstick = run.yardstick
     speeds = {"matmul_flops_per_second": yardstick.measured, "vendor_flops_per_second": yardstick.peak}
+    certificate = certify(run.witness, run.step)
+    diverged = diverged or not certificate.is_finite
     facts = Checkpoint(
         step=run.step,
         tokens=run.order.ramp.places(run.step),
@@ -35,7 +40,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
             **({"imported_steps": run.imported_steps} if run.imported_steps else {}),
         },
         best=run.best,
-        certificate=certify(run.witness, run.step),
+        certificate=certificate,
         loss_scale=run.learner.loss_scale(),
         backend=run.backend.name,
         precision=precision(run.config),
@@ -45,10 +50,11 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Path:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
-        hardware={**asdict(device), **speeds, **pod_facts()},
+        hardware={**asdict(device), **speeds, "attention": attention_kind(run.config), **pod_facts()},
     )
     files = model_files(run.spec, run.tokenizer)
     files["run.json"] = json.dumps(to_json(run.config), indent=2).encode()
     names = state_names(run.spec, make_optim(run.config))
     with phase(f"checkpoint of step {run.step}"):
-        return run.store.save(run.learner.tensors(), names, facts, files=files, is_best=is_best)
+        state = run.learner.tensors()
+        return run.store.save(state, names, facts, files=files, is_best=is_best, diverged=diverged), not diverged

@@ -154,6 +154,22 @@ def test_fp16_overflow_skips_and_halves(backend):
         np.testing.assert_array_equal(array, state[name], err_msg=name)
 
 
+def test_fp16_gradients_lose_their_scale_in_float32(backend):
+    """Gradients of 1e-8 are 0 in fp16: they outlive the way back scaled, and are in float32 when the scale goes."""
+    spec, batch = make_spec(), random_batch(make_spec())
+    weights = random_weights(spec, scale=0.2)
+    weights["model.norm.weight"] = weights["model.norm.weight"] * 1e-5
+    moments = {}
+    for precision in ("fp32", "fp16"):
+        learner = backend.learner(spec, OptimSpec(max_grad_norm=None), ComputeOptions(precision=precision), weights)
+        assert np.isfinite(learner.step([batch], StepScalars(0, LR, seed=0)).read().grad_norm)
+        moments[precision] = {name: array.copy() for name, array in learner.tensors() if name.startswith("adam_m")}
+    for name in (f"adam_m/model.layers.0.{part}.weight" for part in ("self_attn.v_proj", "mlp.down_proj")):
+        full, half = moments["fp32"][name], moments["fp16"][name]
+        assert np.abs(full / (1 - OptimSpec().beta1)).max() < 1e-6, "too large to tell"
+        assert np.linalg.norm(half - full) < 0.02 * np.linalg.norm(full), name
+
+
 def test_fp16_grows_after_enough_clean_updates(backend):
     spec = make_spec()
     learner = fp16(backend, spec)

@@ -4,40 +4,12 @@ import json
 import re
 
 import pytest
-from commands import SMALL, checkpoints, records, weights, write_corpus
+from commands import checkpoints, records, weights
+from in_process import train
 
 from sconce.backend import Batch
-from sconce.config import load_config
 from sconce.errors import OutOfMemoryError
-from sconce.orchestrate import LocalJob, orchestrate_local
 from sconce.training import run as run_module
-from sconce.training.job import train_config
-from sconce.training.run import RunFolder
-
-STEPS = ("scheduler.total_steps=8", "runtime.checkpoint.every_n_steps=4", "data.batch_size=6")
-
-
-class Quiet:
-    """A reporter that remembers what was said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, line):
-        self.lines.append(line)
-
-    def __getattr__(self, name):
-        return lambda *_: None
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    """A config whose tokenizer and shards exist, trained for one update."""
-    root = tmp_path_factory.mktemp("prepared")
-    job = LocalJob(inputs=(write_corpus(root / "corpus.txt"),), vocab_size=300, overrides=(*SMALL, *STEPS))
-    folder = RunFolder(root / "run")
-    orchestrate_local(job, folder, hardware="cpu", reporter=Quiet())
-    return folder.root / "training.toml"
 
 
 def error_of(backend):
@@ -77,17 +49,6 @@ def limit_memory(monkeypatch, backend, largest, from_step):
     monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
 
 
-def train(config_path, root, backend, *overrides, **options):
-    config = load_config(config_path, (*SMALL, *STEPS, *overrides))
-    reporter = Quiet()
-    hardware = "mlx" if backend.name == "mlx" else "cpu"
-    try:
-        train_config(config, RunFolder(root), hardware=hardware, reporter=reporter, **options)
-    finally:
-        reporter.text = "\n".join(reporter.lines)
-    return reporter
-
-
 def micro_batch_of(root, step):
     return json.loads((root / f"checkpoints/step-{step:08d}/run.json").read_text())["data"]["micro_batch_size"]
 
@@ -114,6 +75,24 @@ def test_a_resumed_run_keeps_the_smaller_micro_batch(prepared, tmp_path, backend
     reporter = train(prepared, tmp_path / "b", backend, resume=True)
     assert "micro-batch: 3 of 6 sequences at a time, as before" in reporter.text
     assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8)
+
+
+def test_another_attention_by_the_environment_chooses_the_micro_batch_anew(prepared, tmp_path, backend, monkeypatch):
+    """ATTN_BACKEND is in no config, and attention in full needs more memory."""
+    with monkeypatch.context() as patch:
+        limit_memory(patch, backend, largest=3, from_step=2)
+        train(prepared, tmp_path / "a", backend, resume=False, stop_at=4)
+    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+    monkeypatch.setenv("ATTN_BACKEND", "reference")
+    assert (
+        "6 of 6 sequences at a time, the most that fits"
+        in train(prepared, tmp_path / "a", backend, resume=True, stop_at=6).text
+    )
+    assert (
+        "6 of 6 sequences at a time, as before" in train(prepared, tmp_path / "a", backend, resume=True, stop_at=7).text
+    )
+    monkeypatch.delenv("ATTN_BACKEND")
+    assert "the most that fits" in train(prepared, tmp_path / "a", backend, resume=True).text
 
 
 def test_one_sequence_too_many_saves_and_says_what_to_change(prepared, tmp_path, backend, monkeypatch):
@@ -150,23 +129,60 @@ def test_rows_that_grew_in_a_stage_are_what_to_change(prepared, tmp_path, backen
                 train(prepared, tmp_path / str(from_step), backend, *stages, resume=False)
 
 
-def test_a_half_applied_update_is_not_saved(prepared, tmp_path, backend, monkeypatch):
+class Lost:
+    """The loss of an update that the device could not finish, which shows only when it is read."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008)")
+
+
+def lose_updates(monkeypatch, backend, largest, from_step):
+    """Make updates of more than `largest` rows at a time fail unseen: half applied, or in MLX when they are read."""
     make = backend.learner
 
     def learner(*arguments):
         made = make(*arguments)
+        step = made.step
 
-        def fail(*_):
-            raise OutOfMemoryError("full", intact=False)
+        def lossy(batches, scalars):
+            pending = step(batches, scalars)
+            if scalars.step >= from_step and len(batches[0].inputs) > largest:
+                made.load({name: array + 1 for name, array in made.tensors()}, scalars.step)
+                if backend.name != "mlx":
+                    raise OutOfMemoryError("full", intact=False)
+                pending.loss = Lost()
+            return pending
 
-        made.step = fail
+        made.step = lossy
         return made
 
-    train(prepared, tmp_path / "a", backend, resume=False, stop_at=5)
     monkeypatch.setattr(backend, "learner", learner, raising=False)
     monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
-    with pytest.raises(OutOfMemoryError, match="the last checkpoint is of step 5"):
+
+
+@pytest.mark.parametrize(("from_step", "back_to"), [(0, 0), (6, 4)])
+def test_a_lost_update_is_made_again_from_the_last_sound_state(
+    prepared, tmp_path, backend, monkeypatch, from_step, back_to
+):
+    """It becomes the run that was resumed there with the smaller micro-batch, bit for bit, metrics included."""
+    if back_to:
+        train(prepared, tmp_path / "a", backend, resume=False, stop_at=back_to)
+    train(prepared, tmp_path / "a", backend, "data.micro_batch_size=3", resume=bool(back_to))
+    lose_updates(monkeypatch, backend, largest=3, from_step=from_step)
+    reporter = train(prepared, tmp_path / "b", backend, resume=False)
+    assert reporter.text.count("out of memory") == 1
+    assert f"going on from step {back_to} with 3, and with as many an update as before" in reporter.text
+    assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8)
+    kept = [[(line["step"], line.get("loss")) for line in records(tmp_path / run)] for run in "ab"]
+    assert kept[0] == kept[1]
+
+
+def test_where_nothing_is_smaller_a_lost_update_is_not_saved(prepared, tmp_path, backend, monkeypatch):
+    train(prepared, tmp_path / "a", backend, resume=False, stop_at=5)
+    lose_updates(monkeypatch, backend, largest=0, from_step=5)
+    with pytest.raises(OutOfMemoryError, match=r"with 1 sequence\(s\) .* the last checkpoint is of step 5"):
         train(prepared, tmp_path / "a", backend, resume=True)
+    assert checkpoints(tmp_path / "a")[-1] == "step-00000005"
 
 
 def test_other_errors_of_the_framework_stay_what_they_are(backend, monkeypatch):

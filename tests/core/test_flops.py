@@ -23,6 +23,19 @@ def test_a_window_limits_what_a_query_sees(window):
     assert keys_seen(16, window) == seen
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_documents_that_share_a_row_do_not_see_each_other(window):
+    """Against every pair of a query and a key, one by one."""
+    spec, pieces = make_spec(sliding_window=window), [5, 1, 9, 16]
+    document = [number for number, length in enumerate(pieces) for _ in range(length)]
+    places = range(len(document))
+    seen = sum(document[q] == document[k] and 0 <= q - k < (window or 99) for q in places for k in places)
+    flops = count_flops(spec, 16, pieces=pieces)
+    assert flops.attention == spec.num_layers * 4 * 32 * seen // len(document)
+    assert flops.attention < count_flops(spec, 16).attention
+    assert count_flops(spec, 16, pieces=[16]) == count_flops(spec, 16)
+
+
 def test_recomputing_repeats_the_forward_pass_of_its_blocks():
     spec = make_spec(num_layers=6)
     every, none = count_flops(spec, 16, recompute_every=1), count_flops(spec, 16)

@@ -63,6 +63,28 @@ def test_a_device_is_known_by_its_drivers_name():
     assert of_backend(info).peak("bf16") == 989.4e12
     assert of_backend(info).memory_bytes == 79 * 2**30, "the memory is the driver's own figure"
     assert of_backend(replace(info, name="NVIDIA H100 of another kind")).peak("bf16") is None
+    peaks = [of_backend(replace(info, name=f"NVIDIA {name}")).peak("bf16") for name in ("H100 PCIe", "H100 NVL")]
+    assert peaks == [756.5e12, 835.5e12], "cards that share their chip's name with a faster one"
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "clock", "bandwidth"),
+    [
+        ("m3-max-36", 30, 1.398e9, 300),
+        ("m3-max-96", 30, 1.398e9, 300),
+        ("m3-max-48", 40, 1.398e9, 400),
+        ("m4-max-36", 32, 1.578e9, 410),
+        ("m4-max-64", 40, 1.578e9, 546),
+    ],
+)
+def test_a_chip_with_fewer_cores_is_known_by_its_memory(name, cores, clock, bandwidth):
+    device = named(name)
+    assert device.peak("fp32") == pytest.approx(cores * 128 * 2 * clock, rel=0.01)
+    assert device.bandwidth == bandwidth
+    assert f"{cores} cores" in device.source
+    chip = "Apple " + name.rsplit("-", 1)[0].replace("m", "M", 1).replace("-max", " Max")
+    here = of_backend(DeviceInfo("mlx", "0", "metal", chip, device.memory_bytes))
+    assert (here.peak("bf16"), here.bandwidth, here.framework) == (device.peak("bf16"), bandwidth, "mlx")
 
 
 def test_micro_batches_divide_the_batch():

@@ -31,7 +31,12 @@ def summed_nats(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int
 
 
 class _SummedNats(torch.autograd.Function):
-    """Makes both gradients on the way forward, while a chunk's logits are there, so that none is made twice or kept."""
+    """Makes both gradients on the way forward, while a chunk's logits are there, so that none is made twice or kept.
+
+    As F.linear_cross_entropy of PyTorch 2.13 does in as much time (3072 tokens of 384, 4096 words, chunks of 768, fp32:
+    571 ms of processor time here, 543 there) and less memory (124 MB, 95). But that one stays out of torch.compile's
+    graph, and gives the gradient of a weight that was cast to bf16 in bf16, where this one's stays float32.
+    """
 
     @staticmethod
     def forward(ctx: FunctionCtx, x_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
