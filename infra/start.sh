@@ -75,7 +75,7 @@ if [ "$when_done" = stop ]; then
     echo "start.sh: cannot stop the pod without RUNPOD_POD_ID and RUNPOD_API_KEY: stop it yourself, it costs money"
   else
     ask() {
-      curl --fail --silent --show-error --output /dev/null --request POST \
+      curl --fail --silent --show-error --max-time 60 --output /dev/null --request POST \
         --header "Authorization: Bearer $RUNPOD_API_KEY" --header "Content-Type: application/json" "$@"
     }
     # The second is the API before that one: a pod that goes on is paid for.

@@ -212,7 +212,8 @@ def _is_to_begin(job: LocalJob, folder: RunFolder, config_path: Path) -> bool:
         kept = () if job.tokenizer == "reuse" else ("tokenizer",)
         foreign = [name for name in ("training.toml", *kept, "checkpoints") if (folder.root / name).exists()]
         if foreign:
-            keep = "give --skip-tokenizer to keep it, or " if foreign == ["tokenizer"] else ""
+            may_keep = foreign == ["tokenizer"] and job.tokenizer == "train" and job.tokenizer_json is None
+            keep = "give --skip-tokenizer to keep it, or " if may_keep else ""
             raise ConfigError(
                 f"{folder.root}: holds {', '.join(foreign)}, not made by `sconce orchestrate`: {keep}choose another "
                 f"{job.folder_flag}"

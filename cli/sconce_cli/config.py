@@ -25,13 +25,14 @@ def show(
     from dataclasses import asdict
 
     from sconce.config import config_from, load_table, preset_table
+    from sconce.config.overrides import keys_of
     from sconce.config.provenance import settings
 
     check_source(config, profile)
     table, notes = (preset_table(profile), []) if profile is not None else load_table(source_path(config))
     given = copy.deepcopy(table)
     resolved = config_from(table, str(config or f"preset {profile}"), override or [])
-    overridden = {text.partition("=")[0].split("[")[0].strip() for text in override or []}
+    overridden = {key for text in override or [] for key in keys_of(text)}
     found = list(settings(resolved, given, overridden, "file" if profile is None else "preset"))
     if as_json:
         typer.echo(json.dumps({entry.key: asdict(entry) for entry in found}))

@@ -27,7 +27,12 @@ _NULLABLE = (
     *ADVICE,
 )
 
-_MOVED = ("data.num_workers", "runtime.checkpoint.directory")  # to another name, with all that their values say
+# To another name, with all that their values say. None of scheduler.max_lr is moved but its absence.
+_MOVED = {
+    "data.num_workers": "data.prefetch",
+    "runtime.checkpoint.directory": "runtime.run_dir",
+    "scheduler.max_lr": "scheduler.power",
+}
 
 
 def paths_base(table: Table, folder: Path) -> Path:
@@ -59,8 +64,10 @@ def translate(table: Table) -> list[str]:
 
 
 def override_of(key: str, value: object) -> dict[str, object] | None:
-    """What an override of the earlier system sets here, by key: nothing where it takes a value away. None where it has
-    no such meaning, or would be ignored, which in a file is said and of an override refused."""
+    """What an override of the earlier system sets here, by key, a None taking a value away. None where it has no such
+    meaning, or would be ignored, which in a file is said and of an override refused."""
+    if value is None and key in _MOVED:
+        return {_MOVED[key]: None}
     if value is not None and key not in _MOVED:
         return None
     table: Table = {}

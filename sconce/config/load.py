@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from sconce.config.earlier import paths_base, translate
 from sconce.config.fields import expected, field_of_item, fields, unknown
-from sconce.config.overrides import absolutize, apply_override
+from sconce.config.overrides import absolutize, apply_override, keys_of
 from sconce.config.read import Table, flat, read_table
 from sconce.config.relations import relation_faults
 from sconce.config.schema import RunConfig
@@ -38,9 +38,9 @@ class Fault:
 
     def _written(self, name: str, value: str) -> str:
         """A line to write instead, as it is written there: in the file's format, or as an option where none is."""
-        if self.place.endswith((".yaml", ".yml")):
+        if self.place.lower().endswith((".yaml", ".yml")):
             return f"{name}: {value}"
-        if self.place.endswith(".json"):
+        if self.place.lower().endswith(".json"):
             return f'"{name}": {value},'
         if self.place.startswith(("--override", "preset ", "the preset ")):
             section = self.key.rpartition(".")[0]
@@ -97,7 +97,7 @@ def config_from(
         if message is not None:
             faults.append(Fault("--override", key, message))
         elif not key.endswith("]"):  # an item is always right: what is wrong with its list is the list's own
-            overridden.add(key)
+            overridden |= keys_of(text)
 
     def place(key: str) -> str:
         return "--override" if key in overridden else source

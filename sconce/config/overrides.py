@@ -65,7 +65,11 @@ def apply_override(table: Table, key: str, text: str) -> str | None:
         if held is not None:
             held.pop(name.rpartition(".")[2], None)
         for ours, value in turned.items():
-            _inner_of(table, ours)[ours.rpartition(".")[2]] = _from_here(value, value_type(fields()[ours]))
+            inner, last = _inner_of(table, ours), ours.rpartition(".")[2]
+            if value is None:
+                inner.pop(last, None)
+            else:
+                inner[last] = _from_here(value, value_type(fields()[ours]))
         return None
     if field is None:
         return "is a table; set its keys one by one" if name in tables() else unknown(name)
@@ -76,6 +80,13 @@ def apply_override(table: Table, key: str, text: str) -> str | None:
     if kind != PATHS:
         return f"is not a list; expected {expected(field)}"
     return _set_item(inner.setdefault(last, []), int(index), raw.strip())
+
+
+def keys_of(text: str) -> set[str]:
+    """The keys that one override sets, which has been found right."""
+    key, _, raw = text.partition("=")
+    name, _, index = key.strip().partition("[")
+    return set((None if index else _of_earlier(name, raw)) or (name,))
 
 
 def _inner_of(table: Table, name: str) -> Table:

@@ -258,8 +258,8 @@ def _without_effect(config: RunConfig) -> Iterator[Relation]:
             choice, users = _CHOICES[section], _USERS[key]
             yield (
                 (key, f"{section}.{choice}"),
-                f"would do nothing with {choice} {getattr(part, choice)}; it is for {', '.join(users)}; write instead: "
-                f'{choice} = "{users[0]}", or leave {name} out',
+                f"would do nothing with {choice} {getattr(part, choice)}; it is for {', '.join(users)}; leave {name} "
+                "out, or write instead:" + _lines(f'{choice} = "{users[0]}"'),
             )
 
 

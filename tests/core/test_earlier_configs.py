@@ -186,13 +186,14 @@ def pasted(lines, end):
     return tomllib.loads(lines) if end == ".toml" else yaml.safe_load(lines)
 
 
-def test_a_rate_that_a_strategy_has_not_is_told_the_line(tmp_path):
+@pytest.mark.parametrize("end", [".toml", ".yaml", ".json"])
+def test_a_rate_that_a_strategy_has_not_is_told_the_line(tmp_path, end):
     table = copy.deepcopy(earlier.WRITTEN)
     table["scheduler"] |= {"strategy": "constant", "min_lr": 3e-5}
-    (message,) = fault(earlier.write(tmp_path, "a.json", table)).splitlines()
-    said, advice = message.split("; write instead: ")
-    assert "a.json: scheduler.min_lr: " in said
-    assert advice == 'strategy = "cosine", or leave min_lr out'
+    said, advice = fault(earlier.write(tmp_path, f"a{end}", table)).split("write instead:\n")
+    assert f"a{end}: scheduler.min_lr: " in said
+    assert said.endswith("leave min_lr out, or ")
+    assert pasted(advice, end) == {"strategy": "cosine"}
     for mended in (table["scheduler"] | {"strategy": "cosine"}, table["scheduler"] | {"min_lr": None}):
         load_config(earlier.write(tmp_path, "b.json", table | {"scheduler": mended}))
 
@@ -276,6 +277,7 @@ def test_a_key_left_out_is_converted_to_what_it_meant(tmp_path):
     ("override", "expected"),
     [
         ("data.num_workers=7", {"data.prefetch": 7}),
+        ("data.num_workers=null", {"data.prefetch": 2}),
         ("optimizer.max_grad_norm=null", {"optimizer.max_grad_norm": 0.0}),
         ("optimizer.max_grad_norm=NULL", {"optimizer.max_grad_norm": 0.0}),
         ("model.attn_dropout=null", {"model.attn_dropout": 0.0}),
