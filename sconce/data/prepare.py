@@ -120,7 +120,7 @@ def _build(job: _Job, folder: Path) -> None:
     except EncodersDiffer:
         assert job.engine.fast is not None
         job.say(f"note: {job.engine.fast.name} gives other ids than tokenizers: beginning again without it")
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # not there yet if they differ on the very first texts
         _Build(replace(job, engine=replace(job.engine, fast=None)), folder).run()
 
 

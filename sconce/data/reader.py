@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sconce.data.corpus import Corpus
-from sconce.data.sources import LINE_MAX_BYTES, Source
+from sconce.data.sources import Source, cut_lines_note
 from sconce.errors import DataError
 from sconce.files import write_json
 
@@ -90,8 +90,7 @@ class Reader:
             count, first = sum(one["skipped"] for one in faulty), faulty[0]["first_fault"]
             yield f"WARNING: skipped {count:,} in {len(faulty):,} files; the first: {first}"
         if cut := sum(one.get("cut_lines", 0) for one in self.finished):
-            limit = f"{LINE_MAX_BYTES >> 20} MiB"
-            yield f"note: lines of text longer than {limit}, each cut into several documents: {cut:,}"
+            yield f"note: {cut_lines_note(cut)}"
 
     def batches(self) -> Iterator[Batch]:
         """All documents from the start on, in order; where batches end depends on them alone. Raises DataError."""

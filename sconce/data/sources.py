@@ -184,7 +184,8 @@ class Source:
 
     def _count_cut(self, runs: Iterable["_Run"]) -> Iterator["_Run"]:
         for run in runs:
-            self.cut_lines += 0 < run.at <= LINE_MAX_BYTES  # true of the second piece of a line alone
+            # The second piece of a line, and more than its end.
+            self.cut_lines += 0 < run.at <= LINE_MAX_BYTES and not run.lines[0].isspace()
             yield run
 
     def _good(self, runs: Iterable["_Run"]) -> Iterator["_Run"]:
@@ -263,6 +264,11 @@ def _without_mark(blocks: Iterable[bytes]) -> Iterator[bytes]:
             held = None
     if held:
         yield held
+
+
+def cut_lines_note(count: int) -> str:
+    """What became of lines that are too long for a document."""
+    return f"lines of text longer than {LINE_MAX_BYTES >> 20} MiB, each cut into several documents: {count:,}"
 
 
 class _Run(NamedTuple):

@@ -23,7 +23,7 @@ from sconce.data.encode import DocumentEncoder, EncodersDiffer, EncodingPool, En
 from sconce.data.hub import HubError
 from sconce.data.journal import Entry, Journal
 from sconce.data.shards import DocumentSpan, Manifest, TokenData, TokenStore
-from sconce.data.sources import Source
+from sconce.data.sources import Source, cut_lines_note
 from sconce.data.window_cache import WindowCache
 from sconce.data.windows import Batch, Cut, Window, WriteHead
 from sconce.errors import DataError
@@ -247,6 +247,8 @@ class Stream:
     def _finish(self, source: Source) -> None:
         if source.skipped:
             self._say(f"WARNING: skipped {source.skipped:,} in {source.name}; the first: {source.first_fault}")
+        if source.cut_lines:
+            self._say(f"note: {cut_lines_note(source.cut_lines)}, in {source.name}")
 
     def _next(self) -> int | None:
         """The window to make next, as soon as there is one and room for it; None when it is over."""
