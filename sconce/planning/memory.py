@@ -12,6 +12,7 @@ from sconce.spec import ModelSpec
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 MLX_BLOCKED_FROM, MLX_RECOMPUTED_FROM, MLX_BLOCK = 256, 1024, 128  # tokens: of sconce_mlx.attention
+MLX_CPU_LANES = 2  # of sconce_mlx.lanes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from sconce.config import (
 )
 from sconce.planning.choice import choose_micro_batch, divisors
 from sconce.planning.devices import Device, of_backend
-from sconce.planning.memory import Setting, step_memory
+from sconce.planning.memory import MLX_CPU_LANES, Setting, step_memory
 from sconce.spec import ModelSpec
 from sconce.training.recipe import attention_kind, make_compute, make_optim
 
@@ -39,7 +39,7 @@ def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
         micro_batch_size=micro_batch_size(config),
         seq_len=stages.longest,
         packed=config.data.packing == "bestfit",
-        lanes=2 if (device.framework, device.kind) == ("mlx", "cpu") else 1,
+        lanes=MLX_CPU_LANES if (device.framework, device.kind) == ("mlx", "cpu") else 1,
     )
 
 

@@ -9,7 +9,15 @@ from tiny import INSTALLED, make_spec, random_batch, random_weights
 
 from sconce.backend import ComputeOptions, StepScalars, load_backend
 from sconce.optim import OptimSpec
-from sconce.planning.memory import Setting, cache_memory, step_memory
+from sconce.planning.memory import (
+    MLX_BLOCK,
+    MLX_BLOCKED_FROM,
+    MLX_CPU_LANES,
+    MLX_RECOMPUTED_FROM,
+    Setting,
+    cache_memory,
+    step_memory,
+)
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 176, "head_dim": 16, "num_layers": 3, "vocab_size": 500}
 CASES = {
@@ -52,7 +60,7 @@ def setting_of(case, framework, rows=ROWS, **changes):
         micro_batch_size=rows,
         seq_len=seq,
         packed=packed,
-        lanes=2 if framework == "mlx" else 1,
+        lanes=MLX_CPU_LANES if framework == "mlx" else 1,
     )
 
 
@@ -132,6 +140,19 @@ def test_torch_peak_is_near_the_estimate(case, tmp_path):
     memory = step_memory(setting)
     measured = torch_peak(setting, tmp_path)
     assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.15)
+
+
+@mlx_only
+def test_the_model_knows_how_mlx_cuts_its_work():
+    """Numbers of the backend that the core, which imports none, has to repeat."""
+    from sconce_mlx import attention
+    from sconce_mlx.lanes import lanes
+
+    assert MLX_BLOCKED_FROM == attention.BLOCKED_FROM
+    assert MLX_RECOMPUTED_FROM == attention.RECOMPUTED_FROM
+    assert MLX_BLOCK == attention.BLOCK
+    device = load_backend("mlx").device()
+    assert len(lanes()) == (MLX_CPU_LANES if device.kind == "cpu" else 1)
 
 
 @mlx_only

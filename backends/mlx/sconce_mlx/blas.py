@@ -25,8 +25,11 @@ def preload_openblas() -> bool:
     return _openblas() is not None
 
 
-def set_blas_threads(count: int) -> None:
-    """How many threads each product of OpenBLAS takes from now on, unless OPENBLAS_NUM_THREADS says it."""
+def share_cores(streams: int) -> None:
+    """From now on a product of OpenBLAS takes a stream's part of the cores, unless OPENBLAS_NUM_THREADS says it.
+
+    With more threads those of two streams would wait for each other, spinning.
+    """
     library = _openblas()
     if library is not None and "OPENBLAS_NUM_THREADS" not in os.environ:
-        library.openblas_set_num_threads(count)
+        library.openblas_set_num_threads(max(1, len(os.sched_getaffinity(0)) // streams))

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from sconce.backend import Batch, ComputeOptions, TensorSource, check_names, take
 from sconce.spec import ModelSpec
+from sconce_mlx.blas import share_cores
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
-from sconce_mlx.lanes import share_cores
 from sconce_mlx.loss import score_targets
 from sconce_mlx.model import Linear, Model
 

@@ -8,8 +8,6 @@ import threading
 
 import mlx.core as mx
 
-from sconce_mlx.blas import set_blas_threads
-
 if mx.default_device() == mx.Device(mx.cpu):
     # MLX orders what it computes breadth first until a level is so wide, then depth first: one lane after the other.
     # What reads this is MLX's first computation.
@@ -27,11 +25,6 @@ def lanes() -> list[mx.Stream]:
     if not hasattr(_of_thread, "second"):
         _of_thread.second = mx.new_stream(device)
     return [first, _of_thread.second]
-
-
-def share_cores(streams: int) -> None:
-    """From now on a matrix product takes a stream's part of the cores: with more they wait for each other, spinning."""
-    set_blas_threads(max(1, (os.cpu_count() or 1) // streams))
 
 
 def shares(rows: int, streams: int) -> list[slice]:

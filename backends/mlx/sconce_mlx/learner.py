@@ -24,8 +24,9 @@ from sconce.dropout import row_keys
 from sconce.heap import keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
+from sconce_mlx.blas import share_cores
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
-from sconce_mlx.lanes import lanes, share_cores, shares
+from sconce_mlx.lanes import lanes, shares
 from sconce_mlx.loss import score_targets, summed_nats
 from sconce_mlx.memory import out_of_memory
 from sconce_mlx.model import Model
