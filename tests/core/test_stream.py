@@ -312,6 +312,18 @@ def test_max_samples_ends_the_stream(toy, tmp_path):
         assert stream.total_rows(10**6) == len(rows_of(texts[:50]))
 
 
+def test_lines_that_are_too_long_for_a_document_are_said(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("sconce.data.sources.LINE_MAX_BYTES", 64)
+    (tmp_path / "a.txt").write_text("a line\n" * 200 + "x" * 65 + "\n" + "y" * 64 + "\n" + "z" * 200 + "\n")
+    said = []
+    with open_stream(
+        tmp_path / "cache", say=said.append, sources=list_sources([tmp_path / "a.txt"]), batch_documents=50
+    ) as stream:
+        stream.total_rows(10**6)
+    (line,) = [line for line in said if "longer" in line]
+    assert line.endswith(f"each cut into several documents: 2, in {tmp_path / 'a.txt'}")
+
+
 def test_less_than_a_row_is_said(toy, tmp_path):
     with open_stream(tmp_path / "cache", max_samples=1, seq_len=500) as stream:
         with pytest.raises(DataError, match=r"less than one row of data\.sequence_length 500"):
