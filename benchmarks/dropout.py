@@ -72,12 +72,13 @@ def print_elementwise(arguments: argparse.Namespace) -> None:
     """One mask over the residual stream: the hash beside torch's own dropout."""
     import torch
 
-    from sconce_torch.dropout import drop
+    from sconce_torch.dropout import drop, site_key
 
     x = torch.randn(arguments.rows, arguments.seq, arguments.hidden, device=arguments.backend)
     keys = torch.arange(arguments.rows, dtype=torch.int32, device=arguments.backend)
+    site = site_key(0, "mlp_output").to(arguments.backend)
     ways = {
-        "hash": lambda: drop(x, 0.1, keys, 0, "mlp_output"),
+        "hash": lambda: drop(x, 0.1, keys, site),
         "torch": lambda: torch.nn.functional.dropout(x, 0.1, training=True),
     }
     for name, call in ways.items():

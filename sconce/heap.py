@@ -5,6 +5,7 @@ Other C libraries have no such choice and are left alone.
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 LARGEST = 2**31 - 1  # bytes; what mallopt takes
@@ -18,7 +19,16 @@ def keep_freed_memory(keep: bool) -> None:
     a quarter of the processor's time in all. Kept, the heap of freed activations may grow to a multiple of what is in
     use.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
+    if (mallopt := _from_glibc("mallopt")) is not None:
         for parameter in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
             mallopt(parameter, LARGEST if keep else LARGE)
+
+
+def give_back_free_memory() -> None:
+    """What is free now, all over the heap, to the system: large arrays then find room together."""
+    if (malloc_trim := _from_glibc("malloc_trim")) is not None:
+        malloc_trim(0)
+
+
+def _from_glibc(name: str) -> Callable[..., int] | None:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

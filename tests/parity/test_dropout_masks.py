@@ -11,9 +11,10 @@ KEYS = row_keys(seed=2**40 + 5, step=12_345, first_row=6, count=3)
 
 def torch_mask(shape, layer, site):
     torch = pytest.importorskip("torch", reason="needs torch")
-    from sconce_torch.dropout import drop
+    from sconce_torch.dropout import drop, site_key
 
-    return drop(torch.ones(3, *shape), RATE, torch.from_numpy(KEYS.view(np.int32)), layer, site).numpy()
+    keys = torch.from_numpy(KEYS.view(np.int32))
+    return drop(torch.ones(3, *shape), RATE, keys, site_key(layer, site)).numpy()
 
 
 def mlx_mask(shape, layer, site):

@@ -7,11 +7,16 @@ from sconce.dropout import DRAW_SHIFT, Site, site_constant, threshold
 from sconce.mixing import MIX32_MULTIPLIERS, MIX32_SHIFTS
 
 
-def drop(x: Tensor, rate: float, keys_B: Tensor | None, layer: int, site: Site) -> Tensor:
+def site_key(layer: int, site: Site) -> Tensor:
+    """What `drop` needs to know of a place: a tensor, as a number would have each layer compiled for itself."""
+    return torch.tensor(_signed(site_constant(layer, site)), dtype=torch.int32)
+
+
+def drop(x: Tensor, rate: float, keys_B: Tensor | None, site: Tensor) -> Tensor:
     """Zero a fraction `rate` of `x` (B, ...) and scale the rest by 1 / (1 - rate); all of `x` without keys."""
     if keys_B is None or rate == 0:
         return x
-    site_keys_B = _mix32(keys_B ^ _signed(site_constant(layer, site)))
+    site_keys_B = _mix32(keys_B ^ site)
     index_N = _mix32(torch.arange(x[0].numel(), dtype=torch.int32, device=x.device))
     draws_BN = _shift(_mix32(index_N ^ site_keys_B[:, None]), DRAW_SHIFT)
     keep = (draws_BN >= threshold(rate)).view_as(x)

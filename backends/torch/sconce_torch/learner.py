@@ -22,15 +22,17 @@ from sconce.backend import (
     take,
 )
 from sconce.dropout import row_keys
-from sconce.heap import keep_freed_memory
+from sconce.heap import give_back_free_memory, keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
-from sconce_torch.compile import Compiled
+from sconce_torch.compile import Compiler
 from sconce_torch.decode import DecodeWeights, TorchDecoder
-from sconce_torch.loss import score_targets, summed_nats
+from sconce_torch.loss import nats_and_grads, score_targets, summed_nats
 from sconce_torch.memory import out_of_memory
 from sconce_torch.model import Model
 from sconce_torch.optim import LossScaler, Optimizer
+
+SHALLOW = 2  # layers, up to which one graph of everything, with fewer calls, still compiles in 20 seconds on two cores
 
 
 class TorchPending:
@@ -74,8 +76,9 @@ class TorchLearner:
         self.device = device
         if device.type == "cpu":  # where whoever recomputes is short of memory
             keep_freed_memory(keep=not run.recompute_every)
+        self.compiler = compiler = Compiler(wanted=run.compile if run.compile is not None else device.type == "cuda")
         with torch.device(device):
-            self.model = Model(spec, run)
+            self.model = Model(spec, run, compiler)
         self.params = dict(self.model.named_parameters())
         check_names([(param.name, param.shape) for param in spec.params()], weights)
         for param in spec.params():
@@ -84,8 +87,10 @@ class TorchLearner:
         self.optim = Optimizer(spec, optim, self.params)
         self.loss_chunk = run.loss_chunk or sys.maxsize
         self.scaler = LossScaler(device) if run.precision == "fp16" else None
-        compiled = run.compile if run.compile is not None else device.type == "cuda"
-        self._summed_nats = Compiled(self._sum_nats) if compiled else self._sum_nats
+        self.compiled_for: set[tuple[int, ...]] = set()
+        self.scorer = compiler(nats_and_grads)
+        if spec.num_layers <= SHALLOW:
+            self._summed_nats = compiler(self._summed_nats)
 
     def step(self, batches: Sequence[Batch], scalars: StepScalars) -> TorchPending:
         """Accumulate over the micro-batches, clip, update."""
@@ -106,6 +111,7 @@ class TorchLearner:
             norm = self.optim.update(scalars.learning_rate, scalars.step, scale)
         if self.scaler is not None:
             self.scaler.update(norm.isfinite())
+        self._clean_up_after_compiling(batches[0].inputs.shape)
         return TorchPending(torch.stack((loss, norm)), tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
@@ -141,11 +147,17 @@ class TorchLearner:
         part, parameter = name.split("/", 1)
         return self.params[parameter].detach() if part == WEIGHTS else self.optim.slots[parameter][part]
 
-    def _sum_nats(
+    def _summed_nats(
         self, inputs_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor | None
     ) -> Tensor:
         x_BTH = self.model.hidden(inputs_BT, segments_BT, keys_B)
-        return summed_nats(x_BTH, self.model.head_weight, targets_BT, self.loss_chunk)
+        return summed_nats(x_BTH, self.model.head_weight, targets_BT, self.loss_chunk, self.scorer)
+
+    def _clean_up_after_compiling(self, shape: tuple[int, ...]) -> None:
+        """What the compiler held lies between the arrays of the step that it was called in: a fifth more memory."""
+        if self.device.type == "cpu" and self.compiler.works and shape not in self.compiled_for:
+            self.compiled_for.add(shape)
+            give_back_free_memory()
 
     def _dropout_keys(self, scalars: StepScalars, first_row: int, rows: int) -> Tensor | None:
         if not self.spec.drops:

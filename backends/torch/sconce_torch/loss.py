@@ -1,5 +1,6 @@
 """Cross-entropy in float32, in nats: with all logits at once, or in chunks that are never held together."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -25,9 +26,32 @@ def score_targets(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: i
     return torch.cat(nats).view_as(targets_BT), torch.cat(hits).view_as(targets_BT)
 
 
-def summed_nats(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> Tensor:
-    """The sum of `score_targets`' nats, to be differentiated."""
-    return _SummedNats.apply(x_BTH.flatten(0, 1), weight_VH, targets_BT.flatten(), chunk)  # type: ignore[return-value]
+def nats_and_grads(x_NH: Tensor, weight_VH: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of -log p(target), and its gradients by x and by the weight; both are of one dtype.
+
+    The vocabulary last: softmax over a strided axis is 4 times slower. One exponential of each logit, in place, is the
+    softmax and, but for 1 at the target, the gradient.
+    """
+    picked = targets_N[:, None].clamp(min=0)
+    scored = (targets_N[:, None] >= 0).float()
+    logits = linear(x_NH, weight_VH).float()
+    logits.sub_(logits.amax(-1, keepdim=True))
+    target_logits = logits.gather(-1, picked)
+    z = logits.exp_().sum(-1, keepdim=True)
+    nats = ((z.log() - target_logits) * scored).sum()
+    grad_NV = logits.mul_(scored / z).scatter_add_(-1, picked, -scored).to(x_NH.dtype)
+    return nats, matmul(grad_NV, weight_VH), matmul(grad_NV.T, x_NH)
+
+
+Scorer = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def summed_nats(
+    x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int, scorer: Scorer = nats_and_grads
+) -> Tensor:
+    """The sum of `score_targets`' nats, to be differentiated; `scorer` is `nats_and_grads`, compiled or not."""
+    args = (x_BTH.flatten(0, 1), weight_VH, targets_BT.flatten(), chunk, scorer)
+    return _SummedNats.apply(*args)  # type: ignore[return-value]
 
 
 class _SummedNats(torch.autograd.Function):
@@ -39,28 +63,22 @@ class _SummedNats(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, x_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, chunk: int, scorer: Scorer
+    ) -> Tensor:
         weight = weight_VH.to(x_NH.dtype)
         total = torch.zeros((), device=x_NH.device)
         grad_x_NH = torch.empty_like(x_NH)
         grad_weight_VH = torch.zeros_like(weight_VH)
         for start in range(0, len(targets_N), chunk):
-            x, targets = x_NH[start : start + chunk], targets_N[start : start + chunk, None]
-            scored, picked = (targets >= 0).float(), targets.clamp(min=0)
-            # The vocabulary last: softmax over a strided axis is 4 times slower. One exponential of each logit, in
-            # place, is the softmax and, but for 1 at the target, the gradient.
-            logits = linear(x, weight).float()
-            logits.sub_(logits.amax(-1, keepdim=True))
-            target_logits = logits.gather(-1, picked)
-            z = logits.exp_().sum(-1, keepdim=True)
-            total += ((z.log() - target_logits) * scored).sum()
-            grad = logits.mul_(scored / z).scatter_add_(-1, picked, -scored).to(x.dtype)
-            grad_x_NH[start : start + chunk] = matmul(grad, weight)
-            grad_weight_VH += matmul(grad.T, x)
+            part = slice(start, start + chunk)
+            nats, grad_x_NH[part], grad_weight = scorer(x_NH[part], weight, targets_N[part])
+            total += nats
+            grad_weight_VH += grad_weight
         ctx.save_for_backward(grad_x_NH, grad_weight_VH)
         return total
 
     @staticmethod
-    def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_x_NH, grad_weight_VH = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
-        return grad_x_NH * grads[0].to(grad_x_NH.dtype), grad_weight_VH * grads[0], None, None
+        return grad_x_NH * grads[0].to(grad_x_NH.dtype), grad_weight_VH * grads[0], None, None, None

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from sconce.backend import ComputeOptions
 from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
-from sconce_torch.dropout import drop
+from sconce_torch.compile import Compiler
+from sconce_torch.dropout import drop, site_key
 from sconce_torch.products import attend, linear, matmul
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -108,6 +109,8 @@ class Rope(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
+    site: Tensor
+
     def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions, rope: Rope) -> None:
         super().__init__()
         q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
@@ -120,7 +123,7 @@ class Attention(nn.Module):
         self.rope = rope
         self.head_dim = spec.head_dim
         self.dropout = spec.attn_dropout
-        self.layer = layer
+        self.register_buffer("site", site_key(layer, "attention"), persistent=False)
         self.fused = run.attention != "reference"
 
     def project(self, x_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,7 +155,7 @@ class Attention(nn.Module):
         scores_BNTT = matmul(q_BNTD * self.head_dim**-0.5, k_BNTD.transpose(2, 3))
         assert context.mask is not None
         probs_BNTT = scores_BNTT.float().masked_fill(~context.mask, float("-inf")).softmax(dim=-1)
-        dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.layer, "attention")
+        dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.site)
         return matmul(dropped_BNTT.to(v_BNTD.dtype), v_BNTD)
 
 
@@ -176,6 +179,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm layer: attention and MLP, each added to the residual stream."""
 
+    attention_site: Tensor
+    mlp_site: Tensor
+
     def __init__(self, spec: ModelSpec, layer: int, run: ComputeOptions, rope: Rope) -> None:
         super().__init__()
         self.input_layernorm = make_norm(spec)
@@ -183,13 +189,14 @@ class Block(nn.Module):
         self.post_attention_layernorm = make_norm(spec)
         self.mlp = MLP(spec)
         self.dropout = spec.residual_dropout
-        self.layer = layer
+        self.register_buffer("attention_site", site_key(layer, "attention_output"), persistent=False)
+        self.register_buffer("mlp_site", site_key(layer, "mlp_output"), persistent=False)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         branch = self.self_attn(self.input_layernorm(x), context)
-        x = x + drop(branch, self.dropout, context.keys_B, self.layer, "attention_output")
+        x = x + drop(branch, self.dropout, context.keys_B, self.attention_site)
         branch = self.mlp(self.post_attention_layernorm(x))
-        return x + drop(branch, self.dropout, context.keys_B, self.layer, "mlp_output")
+        return x + drop(branch, self.dropout, context.keys_B, self.mlp_site)
 
 
 class Trunk(nn.Module):
@@ -203,12 +210,19 @@ class Trunk(nn.Module):
         self.norm = make_norm(spec)
 
 
-class Model(nn.Module):
-    """The whole model, computing in the run's precision."""
+def call(module: nn.Module, *args: object) -> Tensor:
+    """What `module` makes of `args`."""
+    return module(*args)
 
-    def __init__(self, spec: ModelSpec, run: ComputeOptions) -> None:
+
+class Model(nn.Module):
+    """The whole model, computing in the run's precision; while gradients are made its layers are compiled."""
+
+    def __init__(self, spec: ModelSpec, run: ComputeOptions, compiler: Compiler | None = None) -> None:
         super().__init__()
         self.model = Trunk(spec, run)
+        # Layer by layer: what is compiled for the first serves the others, where a graph of all takes as long for each.
+        self.train_module = compiler(call) if compiler else call
         tied = spec.tie_word_embeddings
         self.lm_head = None if tied else Linear(spec.hidden_size, spec.vocab_size, bias=False)
         self.dtype = DTYPES[run.precision]
@@ -231,13 +245,14 @@ class Model(nn.Module):
         Tokens see those of their own segment alone. `keys_B` are the rows' dropout keys, in training.
         """
         context = Context(keys_B, self._mask(tokens_BT, segments_BT))
+        run = self.train_module if torch.is_grad_enabled() else call
         x = self.embed(tokens_BT)
         for layer, block in enumerate(self.model.layers):
             if self.recompute_every and layer % self.recompute_every == 0 and torch.is_grad_enabled():
-                x = checkpoint(block, x, context, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(run, block, x, context, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, context)
-        return self.model.norm(x)
+                x = run(block, x, context)
+        return run(self.model.norm, x)
 
     def _mask(self, tokens_BT: Tensor, segments_BT: Tensor | None) -> Tensor | None:
         if not self.in_full and self.window is None and segments_BT is None:
