@@ -2,7 +2,8 @@
 
     python benchmarks/busy_neighbour.py
 
-Each setting runs in a process of its own, alone and then beside `while True: pass`; tokens/s, the median of three.
+Each setting runs in a process of its own, alone and then beside `while True: pass`; tokens/s of training and of
+generating, the medians of three.
 """
 
 import os
@@ -19,10 +20,11 @@ SETTINGS = {
     "OpenMP's default": {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""},
 }
 SEQ, ROWS, STEPS = 256, 4, 20
+NEW = 200  # tokens
 
 
-def measure() -> float:
-    """Tokens/s of the local preset's shape in this process."""
+def measure() -> tuple[float, float]:
+    """Tokens/s of the local preset's shape in this process, trained and generated."""
     from sconce.backend import ComputeOptions, StepScalars, load_backend
     from sconce.data.batches import Batch
     from sconce.init import InitialWeights
@@ -48,21 +50,29 @@ def measure() -> float:
         for step in range(STEPS):
             learner.step([batch], StepScalars(chunk * STEPS + step, 1e-4, seed=0)).read()
         rates.append(STEPS * ROWS * SEQ / (time.perf_counter() - started))
-    return statistics.median(rates[1:])
+    generated = []
+    for _ in range(4):
+        decoder = learner.decoder(1, NEW)
+        started = time.perf_counter()
+        for token in range(NEW):
+            decoder.feed(np.array([[token]], np.int32))
+        generated.append(NEW / (time.perf_counter() - started))
+    return statistics.median(rates[1:]), statistics.median(generated[1:])
 
 
-def in_process(environment: dict[str, str]) -> float:
+def in_process(environment: dict[str, str]) -> list[float]:
     merged = {key: value for key, value in {**os.environ, **environment}.items() if value}
     if environment.get("OMP_WAIT_POLICY") == "":  # keep the package from setting its own
         merged |= {"OMP_WAIT_POLICY": "", "GOMP_SPINCOUNT": ""}
     out = subprocess.run(
         [sys.executable, __file__, "measure"], env=merged, capture_output=True, text=True, check=True
     ).stdout
-    return float(out)
+    return [float(rate) for rate in out.split()]
 
 
 def main() -> None:
-    print(f"{'setting':<18}{'alone':>10}{'beside one':>12}{'kept':>8}")
+    print(f"{'':<18}{'training':^24}{'generating':^24}")
+    print(f"{'setting':<18}" + 2 * f"{'alone':>10}{'beside one':>12}  ")
     for name, environment in SETTINGS.items():
         alone = in_process(environment)
         neighbour = subprocess.Popen([sys.executable, "-c", "while True: pass"])
@@ -70,11 +80,12 @@ def main() -> None:
             beside = in_process(environment)
         finally:
             neighbour.kill()
-        print(f"{name:<18}{alone:>10,.0f}{beside:>12,.0f}{beside / alone:>8.0%}", flush=True)
+        rates = zip(alone, beside, strict=True)
+        print(f"{name:<18}" + "".join(f"{quiet:>10,.0f}{busy:>12,.0f}  " for quiet, busy in rates), flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["measure"]:
-        print(measure())
+        print(*measure())
     else:
         main()

@@ -2,11 +2,12 @@
 
 import os
 
-# GNU OpenMP's threads spin at every barrier, for so long that one busy neighbour process costs most of the speed;
-# not spinning at all costs a quarter of it in quiet (benchmarks/busy_neighbour.py). A short spin has both. The
-# variables are read when libgomp loads, that is, before the first `import torch`.
+# GNU OpenMP's threads spin at every barrier, by default for so long that one busy neighbour process costs most of the
+# speed. Not spinning costs a quarter of it in quiet, and too short a spin 40 % of decoding, whose operations take
+# microseconds (benchmarks/busy_neighbour.py). The variables are read when libgomp loads, that is, before the first
+# `import torch`.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("GOMP_SPINCOUNT", "500")
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 from sconce_torch.device import TorchBackend as TorchBackend
 from sconce_torch.device import open_backend as open_backend

@@ -12,7 +12,7 @@ from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
 from sconce_torch.cache import Cache, Target
 from sconce_torch.model import Block, Linear, Model
-from sconce_torch.products import attend, linear
+from sconce_torch.products import attend, linear, product_dtype
 
 
 class Joined(NamedTuple):
@@ -96,7 +96,8 @@ class TorchDecoder:
         self.max_rows = rows
         self.weights = weights
         self.spec = weights.spec
-        self.cache = Cache(weights.spec, weights.dtype, weights.device, max_len)
+        kept = product_dtype(weights.dtype, weights.device)
+        self.cache = Cache(weights.spec, kept, weights.device, max_len)
 
     @torch.inference_mode()
     def feed(
