@@ -79,6 +79,7 @@ class Stream:
         self._held_out_bytes = self._cache.held_out_bytes()
         if not self._held_out_bytes:
             self._forget(0)  # it is made of what window 0 is made of
+        self._told: set[str] = set()
         self._changed = threading.Condition()
         self._open: OrderedDict[int, TokenStore] = OrderedDict()
         self._asked: dict[int, int] = {}  # windows that somebody waits for, and how many do
@@ -245,6 +246,9 @@ class Stream:
             yield batch
 
     def _finish(self, source: Source) -> None:
+        if source.name in self._told:  # read once more, for windows that were deleted
+            return
+        self._told.add(source.name)
         if source.skipped:
             self._say(f"WARNING: skipped {source.skipped:,} in {source.name}; the first: {source.first_fault}")
         if source.cut_lines:
