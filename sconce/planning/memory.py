@@ -103,7 +103,7 @@ def step_memory(setting: Setting) -> Memory:
 
 
 def cache_memory(spec: ModelSpec, options: ComputeOptions, rows: int, max_len: int) -> int:
-    """Bytes of the key and value cache that generation allocates."""
+    """Bytes of the key and value cache that generation allocates; PyTorch twice as many where it emulates 16 bits."""
     per_token = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * BYTES[options.precision]
     return rows * max_len * per_token
 

@@ -32,28 +32,75 @@ def test_more_shapes_than_pytorch_would_compile_by_itself(counter):
     assert counter.frame_count == 12
 
 
+def make_learner(layers, *, dropout=0.0, **compute):
+    spec = ModelSpec(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=layers,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        max_position_embeddings=16,
+        attn_dropout=dropout,
+        residual_dropout=dropout,
+    )
+    return load_backend("cpu").learner(spec, OptimSpec(), ComputeOptions(**compute), InitialWeights(spec, 0))
+
+
+def make_step(learner, step=0, seq=8):
+    tokens = np.arange(4 * seq, dtype=np.int32).reshape(4, seq) % 32
+    return learner.step([Batch(tokens, tokens)], StepScalars(step, 1e-3, seed=0)).read()
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_what_is_compiled_for_one_layer_serves_all(counter, dropout):
     graphs = []
     for layers in (3, 7):
         counter.clear()
         torch.compiler.reset()
-        spec = ModelSpec(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=32,
-            num_layers=layers,
-            num_heads=2,
-            num_kv_heads=2,
-            head_dim=8,
-            max_position_embeddings=8,
-            attn_dropout=dropout,
-            residual_dropout=dropout,
-        )
-        compute = ComputeOptions(compile=True, loss_chunk=8)
-        learner = load_backend("cpu").learner(spec, OptimSpec(), compute, InitialWeights(spec, 0))
-        tokens = np.arange(32, dtype=np.int32).reshape(4, 8)
+        learner = make_learner(layers, dropout=dropout, compile=True, loss_chunk=8)
         for step in range(2):
-            assert np.isfinite(learner.step([Batch(tokens, tokens)], StepScalars(step, 1e-3, seed=0)).read().loss)
+            assert np.isfinite(make_step(learner, step).loss)
         graphs.append(counter.frame_count)
     assert graphs == [3, 3]  # a layer, the last norm, a chunk of the loss
+
+
+def test_a_run_of_as_many_shapes_as_may_be_stays_compiled(counter, monkeypatch):
+    import sconce_torch.compile
+
+    torch.compiler.reset()
+    monkeypatch.setattr(sconce_torch.compile, "SHAPES", 4)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        learner = make_learner(3, compile=True)
+        for seq in (4, 6, 8, 10):
+            make_step(learner, seq=seq)
+    assert counter.frame_count == 3 * 4
+
+
+@pytest.mark.parametrize("fails", ["norm", "loss", "backward"])
+def test_compiling_that_fails_halfway_is_done_without(monkeypatch, caplog, fails):
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    names = iter(["layer", "norm", "loss"])
+
+    def forward(graph, _):
+        if next(names) == fails:
+            raise FileNotFoundError("no space left for a kernel")
+        return graph.forward
+
+    def backward(graph, _):
+        if fails == "backward":
+            raise BackendCompilerFailed(backward, FileNotFoundError("no space left for a kernel"), None)
+        return graph.forward
+
+    torch.compiler.reset()
+    expected = make_step(make_learner(3, recompute_every=1, loss_chunk=8))
+    compiler = aot_autograd(fw_compiler=forward, bw_compiler=backward, inference_compiler=forward)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=compiler))
+    learner = make_learner(3, recompute_every=1, loss_chunk=8, compile=True)
+    assert make_step(learner) == expected
+    assert make_step(learner, 1).loss < expected.loss
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "sconce")
+    assert "no space left for a kernel" in said

@@ -15,31 +15,28 @@ R = TypeVar("R")
 
 
 class Compiler:
-    """Compiles functions for fixed shapes, each at the first call with them, or none at all, which is said once."""
+    """Compiles functions for fixed shapes, each at the first call with them, until that has failed once."""
 
     def __init__(self, *, wanted: bool) -> None:
-        # Each stage of a run may have shapes of its own; beyond the limit, 8, PyTorch would go on uncompiled.
-        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
+        # Each stage of a run may have shapes of its own, and each shape a layer and the last norm; beyond the limit, 8,
+        # PyTorch would go on uncompiled.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * SHAPES)
         self.works = wanted
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, compiled as long as that works."""
+        """`function`, compiled as long as that works. Raises BackendCompilerFailed, as a backward pass may, too."""
         if not self.works:
             return function
         compiled: Callable[P, R] = torch.compile(function, dynamic=False)
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not self.works:
-                return function(*args, **kwargs)
-            try:
-                return compiled(*args, **kwargs)
-            except BackendCompilerFailed as error:
-                self._give_up(error.inner_exception)
-                return function(*args, **kwargs)
+            return compiled(*args, **kwargs) if self.works else function(*args, **kwargs)
 
         return call
 
-    def _give_up(self, reason: Exception) -> None:
+    def give_up(self, error: BackendCompilerFailed) -> None:
+        """Compile nothing more and say so; memory that did not suffice is no reason and is raised again."""
+        reason = error.inner_exception
         if isinstance(reason, torch.OutOfMemoryError):
             raise reason from None
         log.warning(

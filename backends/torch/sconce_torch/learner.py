@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from sconce.backend import (
     INITIAL_LOSS_SCALE,
@@ -89,24 +90,20 @@ class TorchLearner:
         self.scaler = LossScaler(device) if run.precision == "fp16" else None
         self.compiled_for: set[tuple[int, ...]] = set()
         self.scorer = compiler(nats_and_grads)
-        if spec.num_layers <= SHALLOW:
+        if compiler.works and spec.num_layers <= SHALLOW:
             self._summed_nats = compiler(self._summed_nats)
 
     def step(self, batches: Sequence[Batch], scalars: StepScalars) -> TorchPending:
         """Accumulate over the micro-batches, clip, update."""
         tokens = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
-        for param in self.params.values():
-            param.grad = None
-        loss = torch.zeros((), device=self.device)
         scale = None if self.scaler is None else self.scaler.scale
-        first_row = 0
+        loss = None
         with out_of_memory(intact=True):
-            for batch in batches:
-                keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
-                first_row += len(batch.inputs)
-                part = self._summed_nats(*self._put_batch(batch), keys_B) / tokens
-                (part if scale is None else part * scale).backward()
-                loss += part.detach()
+            while loss is None:
+                try:
+                    loss = self._accumulate(batches, scalars, tokens, scale)
+                except BackendCompilerFailed as error:  # in any of its parts: again without all of them
+                    self.compiler.give_up(error)
         with out_of_memory(intact=False):
             norm = self.optim.update(scalars.learning_rate, scalars.step, scale)
         if self.scaler is not None:
@@ -146,6 +143,20 @@ class TorchLearner:
     def _tensor(self, name: str) -> Tensor:
         part, parameter = name.split("/", 1)
         return self.params[parameter].detach() if part == WEIGHTS else self.optim.slots[parameter][part]
+
+    def _accumulate(self, batches: Sequence[Batch], scalars: StepScalars, tokens: int, scale: Tensor | None) -> Tensor:
+        """The mean loss over the micro-batches; its gradients, times `scale`, are left with the parameters."""
+        for param in self.params.values():
+            param.grad = None
+        loss = torch.zeros((), device=self.device)
+        first_row = 0
+        for batch in batches:
+            keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
+            first_row += len(batch.inputs)
+            part = self._summed_nats(*self._put_batch(batch), keys_B) / tokens
+            (part if scale is None else part * scale).backward()
+            loss += part.detach()
+        return loss
 
     def _summed_nats(
         self, inputs_BT: Tensor, targets_BT: Tensor, segments_BT: Tensor | None, keys_B: Tensor | None

@@ -33,7 +33,7 @@ def emulated(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What tensors of `dtype` are cast to before they are multiplied there: what is to be multiplied often keep so."""
+    """What tensors of `dtype` are cast to for a product there, and so how to keep what is multiplied often."""
     return torch.float32 if emulated(dtype, device) else dtype
 
 
