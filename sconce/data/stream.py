@@ -246,7 +246,7 @@ class Stream:
             yield batch
 
     def _finish(self, source: Source) -> None:
-        if source.name in self._told:  # read once more, for windows that were deleted
+        if source.name in self._told:  # read once more, for windows that were passed over or deleted
             return
         self._told.add(source.name)
         if source.skipped:

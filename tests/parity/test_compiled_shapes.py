@@ -1,4 +1,4 @@
-"""torch.compile through a run: once for each shape, whatever the depth, and never given up on."""
+"""torch.compile through a run: once for each shape, whatever the depth, and done without where it fails."""
 
 from functools import partial
 

@@ -41,6 +41,6 @@ class Compiler:
             raise reason from None
         log.warning(
             "torch.compile does not work here (%s): going on without it, slower; runtime.compile = false says so",
-            str(reason).strip().splitlines()[0],
+            (str(reason).strip() or type(reason).__name__).splitlines()[0],
         )
         self.works = False

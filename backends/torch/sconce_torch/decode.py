@@ -12,7 +12,7 @@ from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
 from sconce_torch.cache import Cache, Target
 from sconce_torch.model import Block, Linear, Model
-from sconce_torch.products import attend, linear, product_dtype
+from sconce_torch.products import attend, emulated, linear
 
 
 class Joined(NamedTuple):
@@ -96,7 +96,8 @@ class TorchDecoder:
         self.max_rows = rows
         self.weights = weights
         self.spec = weights.spec
-        kept = product_dtype(weights.dtype, weights.device)
+        # As `attend` multiplies it: else all of it would be cast for every token.
+        kept = torch.float32 if emulated(weights.dtype, weights.device) else weights.dtype
         self.cache = Cache(weights.spec, kept, weights.device, max_len)
 
     @torch.inference_mode()

@@ -32,11 +32,6 @@ def emulated(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and not CPU_MULTIPLIES[dtype]
 
 
-def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What tensors of `dtype` are cast to for a product there, and so how to keep what is multiplied often."""
-    return torch.float32 if emulated(dtype, device) else dtype
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) @ weight (out, in).T + bias in x's dtype, to which both are cast here."""
     if emulated(x.dtype, x.device) and x.numel() > FEW * x.shape[-1]:
