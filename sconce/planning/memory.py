@@ -13,6 +13,7 @@ from sconce.spec import ModelSpec
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 MLX_BLOCKED_FROM, MLX_RECOMPUTED_FROM, MLX_BLOCK = 256, 1024, 128  # tokens: of sconce_mlx.attention
 MLX_CPU_LANES = 2  # of sconce_mlx.lanes
+TORCH_BLOCK = 512  # tokens: of sconce_torch.attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,25 +183,43 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
         # out_BNTD comes head by head, and is laid out anew for the output projection.
         return kept + groups + q_size * act + 4 * row + dropped, (2 if mlx else 3) * 4 * row
     if not mlx:
-        return kept, 0
+        # Blocks are put together, and kept both as they were and together.
+        together = act * q_size if _masked(setting) and setting.seq_len > TORCH_BLOCK else 0
+        return kept + together, 0
     if _in_blocks(setting):
+        pairs = _pairs(setting, MLX_BLOCK)
         is_kept = setting.seq_len < MLX_RECOMPUTED_FROM
-        kept += act * (q_size + spec.num_heads * (setting.seq_len + MLX_BLOCK) // 2 if is_kept else 3 * q_size)
-        return kept, 2 * act * spec.num_heads * MLX_BLOCK
+        kept += act * (q_size + spec.num_heads * pairs // setting.seq_len if is_kept else 3 * q_size)
+        widest = min(setting.seq_len, (spec.sliding_window or setting.seq_len) + MLX_BLOCK)
+        return kept, 2 * act * spec.num_heads * MLX_BLOCK * widest // setting.seq_len
     return kept + act * row, act * row
 
 
-def _mask_bytes(setting: Setting) -> int:
-    """The mask of documents, of a window, and of attention in full: in PyTorch also a layer's own copy to add.
+def _masked(setting: Setting) -> bool:
+    """Whether a token does not see simply all before it."""
+    return setting.packed or setting.spec.sliding_window is not None
 
-    One for all rows, unless they hold documents; MLX's blocks have each their own, which is small.
+
+def _mask_bytes(setting: Setting) -> int:
+    """The mask of documents, of a window, and of attention in full: True or False in MLX, a number in PyTorch.
+
+    One for all rows, unless they hold documents; MLX's blocks have each their own, which is small, and PyTorch's none
+    for the keys that no query of theirs sees.
     """
     full, mlx = _in_full(setting), setting.framework == "mlx"
-    if not (setting.packed or setting.spec.sliding_window is not None or full) or (mlx and _in_blocks(setting)):
+    if not (_masked(setting) or full) or (mlx and _in_blocks(setting)):
         return 0
-    rows = setting.micro_batch_size if setting.packed else 1
-    copies = 0 if full or mlx else setting.spec.num_layers * BYTES[setting.options.precision]
-    return rows * setting.seq_len**2 * (1 + copies)
+    rows, length = setting.micro_batch_size if setting.packed else 1, setting.seq_len
+    if mlx:
+        return rows * length**2
+    return rows * _pairs(setting, length if full else TORCH_BLOCK) * BYTES[setting.options.precision]
+
+
+def _pairs(setting: Setting, block: int) -> int:
+    """Queries times keys, summed over the blocks of a row; the keys of a block are those that one of it may see."""
+    length, window = setting.seq_len, setting.spec.sliding_window or setting.seq_len
+    blocks = [(start, min(start + block, length)) for start in range(0, length, block)]
+    return sum((stop - start) * (stop - max(0, start - window + 1)) for start, stop in blocks)
 
 
 def _in_blocks(setting: Setting) -> bool:

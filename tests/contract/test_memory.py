@@ -14,6 +14,7 @@ from sconce.planning.memory import (
     MLX_BLOCKED_FROM,
     MLX_CPU_LANES,
     MLX_RECOMPUTED_FROM,
+    TORCH_BLOCK,
     Setting,
     cache_memory,
     step_memory,
@@ -39,8 +40,10 @@ CASES = {
     "blocks": {"seq_len": 512, "num_layers": 2},
     "blocks, recomputed": {"seq_len": 1024, "num_layers": 2},
     "blocks, packed": {"seq_len": 512, "num_layers": 2, "packed": True},
+    "long, packed": {"seq_len": 1200, "num_layers": 2, "packed": True},
+    "long, window": {"seq_len": 1200, "num_layers": 2, "sliding_window": 300},
 }
-SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide", "blocks, packed")
+SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide", "blocks, packed", "long, packed")
 PEAK_CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SELDOM else []) for case in CASES]
 OPTIONS = ("precision", "recompute_every", "loss_chunk", "attention")
 ROWS, SEQ = 4, 128
@@ -140,6 +143,14 @@ def test_torch_peak_is_near_the_estimate(case, tmp_path):
     memory = step_memory(setting)
     measured = torch_peak(setting, tmp_path)
     assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.15)
+
+
+@torch_only
+def test_the_model_knows_how_torch_cuts_its_work():
+    """A number of the backend that the core, which imports none, has to repeat."""
+    from sconce_torch import attention
+
+    assert TORCH_BLOCK == attention.BLOCK
 
 
 @mlx_only

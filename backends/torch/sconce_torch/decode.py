@@ -159,7 +159,7 @@ class TorchDecoder:
         keys, values = self.cache.store(index, target, qk[:, heads:], qkv[:, heads + shared :])
         q_BNTD = qk[:, :heads]
         causal = mask is None and q_BNTD.shape[2] > 1
-        out = attend(q_BNTD, keys, values, mask=mask, causal=causal)
+        out = attend(q_BNTD, keys, values, bias=mask, causal=causal)
         return layer.out(out.transpose(1, 2).flatten(2))
 
     def _mlp(self, layer: Layer, x_BTH: Tensor) -> Tensor:

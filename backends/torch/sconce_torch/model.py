@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from sconce.backend import ComputeOptions
 from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
+from sconce_torch.attention import BLOCK, attend_in_blocks, biases_of
 from sconce_torch.compile import Compiler
 from sconce_torch.dropout import drop, site_key
-from sconce_torch.products import attend, linear, matmul
+from sconce_torch.products import attend, emulated, linear, matmul
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x).square()}
@@ -24,18 +25,12 @@ ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x).squa
 class Context(NamedTuple):
     """What every block needs to know of a batch.
 
-    `keys_B` are the rows' dropout keys in training; without them nothing is dropped. `mask` is True (1 or B, 1, T, T)
-    where a query sees a key; without it attention is plainly causal.
+    `keys_B` are the rows' dropout keys in training; without them nothing is dropped. `biases` say who sees whom, block
+    by block of queries; without them attention is plainly causal.
     """
 
     keys_B: Tensor | None = None
-    mask: Tensor | None = None
-
-
-def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
-    """True (T, S) where the query at one position sees the key at another: itself and what came before."""
-    distance_TS = queries_T[:, None] - keys_S
-    return distance_TS >= 0 if window is None else (distance_TS >= 0) & (distance_TS < window)
+    biases: tuple[Tensor, ...] = ()
 
 
 class Linear(nn.Module):
@@ -142,19 +137,20 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BTH)
         if not self.fused or (context.keys_B is not None and self.dropout > 0):
             return self.merge(self._attend_in_full(q, k, v, context))
-        mask = context.mask
-        if q.is_cuda and (q.dtype == torch.float32 or mask is not None):
-            # No fused CUDA kernel shares keys between heads in float32, and none that takes a mask.
+        if q.is_cuda and (q.dtype == torch.float32 or context.biases):
+            # No fused CUDA kernel shares keys between heads in float32, and none that takes a bias.
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
-        return self.merge(attend(q, k, v, mask=mask, causal=mask is None))
+        if context.biases:
+            return self.merge(attend_in_blocks(q, k, v, context.biases))
+        return self.merge(attend(q, k, v, bias=None, causal=True))
 
     def _attend_in_full(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context) -> Tensor:
         """Attention whose probabilities exist as an array: what dropout needs, and the reference for the rest."""
         groups = q_BNTD.shape[1] // k_BKTD.shape[1]
         k_BNTD, v_BNTD = (x.repeat_interleave(groups, dim=1) for x in (k_BKTD, v_BKTD))
         scores_BNTT = matmul(q_BNTD * self.head_dim**-0.5, k_BNTD.transpose(2, 3))
-        assert context.mask is not None
-        probs_BNTT = scores_BNTT.float().masked_fill(~context.mask, float("-inf")).softmax(dim=-1)
+        (bias,) = context.biases
+        probs_BNTT = (scores_BNTT.float() + bias).softmax(dim=-1)
         dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.site)
         return matmul(dropped_BNTT.to(v_BNTD.dtype), v_BNTD)
 
@@ -244,7 +240,7 @@ class Model(nn.Module):
 
         Tokens see those of their own segment alone. `keys_B` are the rows' dropout keys, in training.
         """
-        context = Context(keys_B, self._mask(tokens_BT, segments_BT))
+        context = Context(keys_B, self._biases(tokens_BT, segments_BT))
         run = self.train_module if torch.is_grad_enabled() else call
         x = self.embed(tokens_BT)
         for layer, block in enumerate(self.model.layers):
@@ -254,11 +250,9 @@ class Model(nn.Module):
                 x = run(block, x, context)
         return run(self.model.norm, x)
 
-    def _mask(self, tokens_BT: Tensor, segments_BT: Tensor | None) -> Tensor | None:
+    def _biases(self, tokens_BT: Tensor, segments_BT: Tensor | None) -> tuple[Tensor, ...]:
         if not self.in_full and self.window is None and segments_BT is None:
-            return None
-        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        mask = visible(positions_T, positions_T, self.window)[None]
-        if segments_BT is not None:
-            mask = mask & (segments_BT[:, :, None] == segments_BT[:, None, :])
-        return mask[:, None]
+            return ()
+        length, device = tokens_BT.shape[1], tokens_BT.device
+        dtype = torch.float32 if emulated(self.dtype, device) else self.dtype
+        return biases_of(length, self.window, segments_BT, dtype, device, block=length if self.in_full else BLOCK)

@@ -46,14 +46,18 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
-    """PyTorch's fused attention, (B, N, T, D); query heads may share keys."""
+def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, bias: Tensor | None, causal: bool) -> Tensor:
+    """PyTorch's fused attention, (B, N, T, D); query heads may share keys.
+
+    `bias` (1 or B, 1, T, S) is added to the scores, in their dtype, which is float32 where products are emulated; or
+    it is True where a query sees a key.
+    """
     dtype = q_BNTD.dtype
     if emulated(dtype, q_BNTD.device):
         q_BNTD, k_BKSD, v_BKSD = q_BNTD.float(), k_BKSD.float(), v_BKSD.float()
     shared = q_BNTD.shape[1] != k_BKSD.shape[1]
     out_BNTD = F.scaled_dot_product_attention(
-        q_BNTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, enable_gqa=shared
+        q_BNTD, k_BKSD, v_BKSD, attn_mask=bias, is_causal=causal, enable_gqa=shared
     )
     return out_BNTD.to(dtype)
 
