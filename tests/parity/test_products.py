@@ -6,7 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 F = torch.nn.functional
 
-from sconce_torch import products  # noqa: E402
+from sconce_torch import decode, products  # noqa: E402
 
 DTYPES = [torch.bfloat16, torch.float16]
 BITS = {torch.bfloat16: 8, torch.float16: 11}
@@ -68,3 +68,32 @@ def test_attention(dtype):
     theirs = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True)
     np.testing.assert_allclose(ours.double().numpy(), theirs.numpy(), atol=2.0 ** (1 - BITS[dtype]))
     assert ours.dtype == dtype
+
+
+@pytest.mark.parametrize("rows", [1, 3, 5, 8, 129])
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
+def test_multiplied_without_gradients(rows, dtype):
+    """Whichever library does it, in either layout of the weight."""
+    x, weight, bias = (draw(*shape, dtype=dtype) for shape in ((rows, 33), (65, 33), (65,)))
+    exact = x.double().numpy() @ weight.double().numpy().T
+    rtol = 1e-5 if dtype == torch.float32 else 2.0 ** (1 - BITS[dtype])  # a rounding, or two with PyTorch's bias
+    for laid_out in (weight, weight.t().contiguous().t()):
+        for offset in (None, bias):
+            expected = exact if offset is None else exact + offset.double().numpy()
+            with torch.inference_mode():
+                ours = products.multiply(x, laid_out, offset)
+            assert ours.dtype == dtype
+            np.testing.assert_allclose(ours.double().numpy(), expected, rtol=rtol, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+def test_the_norm_of_decoding(dtype, scale):
+    """Of numbers whose mean is not 0, and of some so small that eps counts."""
+    x, weight = (draw(5, 3, 96, dtype=torch.float32) + 2).mul(scale).to(dtype), draw(96, dtype=torch.float32)
+    wide = x.double().numpy()
+    expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * weight.double().numpy()
+    ours = decode.PairedRMSNorm(weight.repeat(2), 1e-5)(x)
+    assert ours.dtype == dtype
+    rtol = 2e-6 if dtype == torch.float32 else 2.0 ** -BITS[dtype]
+    np.testing.assert_allclose(ours.double().numpy(), expected, rtol=rtol, atol=1e-6)

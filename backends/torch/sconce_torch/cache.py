@@ -55,15 +55,15 @@ class Cache:
             grown[:, :held_rows, :, :held_slots] = held
             self.layers[layer] = grown
 
-    def store(self, layer: int, target: Target, k_BKTD: Tensor, v_BKTD: Tensor) -> Tensor:
+    def store(self, layer: int, target: Target, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
         """Put new keys and values in; all that the tokens may see, (2, B, K, seen, D), the new ones among it."""
         cache = self.layers[layer]
         if target.rows_B1 is None:
-            cache[0, target.rows, :, target.slots] = k_BKTD
-            cache[1, target.rows, :, target.slots] = v_BKTD
+            cache[0, target.rows, :, target.slots] = k_BTKD.transpose(1, 2)
+            cache[1, target.rows, :, target.slots] = v_BTKD.transpose(1, 2)
         else:
-            cache[0][target.rows_B1, :, target.slots] = k_BKTD.transpose(1, 2)
-            cache[1][target.rows_B1, :, target.slots] = v_BKTD.transpose(1, 2)
+            cache[0][target.rows_B1, :, target.slots] = k_BTKD
+            cache[1][target.rows_B1, :, target.slots] = v_BTKD
         return cache[:, target.rows, :, : target.seen]
 
     @torch.inference_mode()

@@ -42,23 +42,20 @@ def emulated(dtype: torch.dtype, device: torch.device) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) @ weight (out, in).T + bias in x's dtype, to which both are cast here."""
-    if not emulated(x.dtype, x.device) or x.numel() <= EMULATED_ROWS * x.shape[-1]:
-        return _multiply(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and emulated(x.dtype, x.device) and x.numel() > EMULATED_ROWS * x.shape[-1]:
         return _Linear.apply(x, weight, bias)  # type: ignore[return-value]
-    return _multiply_in_float32(x, weight, bias)
+    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
+    return F.linear(x, weight, bias) if torch.is_grad_enabled() else multiply(x, weight, bias)
 
 
-def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    few = x.numel() <= ONEDNN_ROWS * x.shape[-1] and x.device.type == "cpu" and x.dtype == torch.float32
-    if few and ONEDNN_BESIDE_MKL and not torch.is_grad_enabled():  # it has no gradient
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The same for what is of one dtype and needs no gradient."""
+    rows = x.numel() // x.shape[-1]
+    if x.is_cpu and x.dtype == torch.float32 and rows <= ONEDNN_ROWS and ONEDNN_BESIDE_MKL:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if x.is_cpu and not CPU_MULTIPLIES[x.dtype] and rows > EMULATED_ROWS:
+        return multiply(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
     return F.linear(x, weight, bias)
-
-
-def _multiply_in_float32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    rounded_bias = None if bias is None else bias.to(x.dtype).float()
-    return _multiply(x.float(), weight.to(x.dtype).float(), rounded_bias).to(x.dtype)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -90,7 +87,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _multiply_in_float32(x, weight, bias)
+        rounded_bias = None if bias is None else bias.to(x.dtype).float()
+        return F.linear(x.float(), weight.to(x.dtype).float(), rounded_bias).to(x.dtype)
 
     @staticmethod
     def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
