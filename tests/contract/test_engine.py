@@ -89,13 +89,12 @@ def test_segments_keep_documents_apart(backend, window):
 def in_short_blocks(backend, monkeypatch, recomputed_from=100):
     """Both backends' way with long sequences, here from a length of 8 on, in uneven blocks of 6."""
     attention = importlib.import_module(f"sconce_{backend.name}.attention")
-    model = importlib.import_module(f"sconce_{backend.name}.model")
     monkeypatch.setattr(attention, "BLOCK", 6)
     if backend.name == "mlx":
         monkeypatch.setattr(attention, "RECOMPUTED_FROM", recomputed_from)
-        monkeypatch.setattr(model, "BLOCKED_FROM", 8)
+        monkeypatch.setattr(importlib.import_module("sconce_mlx.model"), "BLOCKED_FROM", 8)
     else:
-        monkeypatch.setattr(model, "BLOCK", 6)
+        monkeypatch.setattr(attention, "CPU_BLOCK", 6)
 
 
 @pytest.mark.parametrize("window", [None, 5, 100])
