@@ -27,23 +27,28 @@ def make(backend, variation, **options):
     return spec, weights, backend.language_model(spec, ComputeOptions(**options), weights)
 
 
-@pytest.mark.parametrize("variation", EACH)
+PRECISIONS = [pytest.param("fp32", variation, id=f"fp32-{variation}") for variation in EACH]
+PRECISIONS += [(precision, variation) for precision in ("bf16", "fp16") for variation in ("default", "window")]
+
+
+@pytest.mark.parametrize(("precision", "variation"), PRECISIONS)
 @pytest.mark.usefixtures("small_chunks")
-def test_rows_of_different_lengths(backend, variation):
-    spec, weights, model = make(backend, variation)
+def test_rows_of_different_lengths(backend, precision, variation):
+    spec, weights, model = make(backend, variation, precision=precision)
+    atol = {"fp32": 3e-5, "fp16": 2**-7, "bf16": 2**-4}[precision]  # in 16 bits as many roundings as 16 could add
     tokens = random_batch(spec, rows=3, seq=30).inputs
     expected = reference.logits(spec, weights, tokens)
     decoder = model.decoder(rows=8, max_len=32)
     lengths = np.array([9, 3, 6])
     logits = decoder.feed(tokens[:, :9], first_row=1, lengths=lengths)
-    np.testing.assert_allclose(logits, expected[np.arange(3), lengths - 1], atol=3e-5)
+    np.testing.assert_allclose(logits, expected[np.arange(3), lengths - 1], atol=atol)
     decoder.move(3, 0)
     decoder.clear(3)
     order = np.array([2, 0, 1])  # which sequence each row now is
     for step in range(20):
         position = lengths[order] + step
         logits = decoder.feed(tokens[order, position][:, None])
-        np.testing.assert_allclose(logits, expected[order, position], atol=3e-5)
+        np.testing.assert_allclose(logits, expected[order, position], atol=atol)
 
 
 @pytest.mark.parametrize("variation", EACH)

@@ -121,7 +121,7 @@ def test_attention_in_blocks_equals_the_reference(backend, monkeypatch, window, 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("recomputed_from", [8, 100])
 def test_attention_in_blocks_is_the_same_compiled(backend, monkeypatch, window, recomputed_from):
-    """What a Mac runs from 256 tokens on, and PyTorch with rows of documents or a window from 512."""
+    """What a Mac runs from 256 tokens on; PyTorch for long rows with a mask, and on a CPU for some without."""
     if backend.name != "mlx" and recomputed_from == 8:
         pytest.skip("PyTorch's kernels keep no scores")
     in_short_blocks(backend, monkeypatch, recomputed_from)

@@ -72,8 +72,12 @@ def test_attention(dtype):
 
 @pytest.mark.parametrize("rows", [1, 3, 5, 8, 129])
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
-def test_multiplied_without_gradients(rows, dtype):
+@pytest.mark.parametrize("quick", [False, True])
+def test_multiplied_without_gradients(monkeypatch, quick, rows, dtype):
     """Whichever library does it, in either layout of the weight."""
+    if quick:  # as with instructions for 16 bits, and with more than one thread
+        monkeypatch.setattr(products, "CPU_MULTIPLIES", dict.fromkeys(products.CPU_MULTIPLIES, True))
+    monkeypatch.setattr(products, "ONEDNN_IS_QUICKER", quick and torch.backends.mkldnn.is_available())
     x, weight, bias = (draw(*shape, dtype=dtype) for shape in ((rows, 33), (65, 33), (65,)))
     exact = x.double().numpy() @ weight.double().numpy().T
     rtol = 1e-5 if dtype == torch.float32 else 2.0 ** (1 - BITS[dtype])  # a rounding, or two with PyTorch's bias

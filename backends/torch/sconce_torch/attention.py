@@ -7,10 +7,11 @@ shorter rows it computes all. Given a mask they all do.
 import torch
 from torch import Tensor
 
-from sconce_torch.products import attend
+from sconce_torch.products import attend, emulated
 
 BLOCK = 512  # queries
 CPU_KEYS, CPU_BLOCK = 512, 256
+ALIGNED = 8  # keys; a CUDA kernel copies a bias whose rows begin anywhere else, in each layer
 
 
 def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
@@ -31,13 +32,13 @@ def biases_of(
 ) -> tuple[Tensor, ...]:
     """What to add to the scores, `block` queries T at a time, each (1 or B, 1, T, S): 0 for a key seen, or -inf.
 
-    The S keys of a block end with its last query, and begin with the first that any of it may see. Numbers and not
-    bools, as each layer would make its own numbers of them and keep those for its gradient.
+    The S keys of a block end with its last query, and begin about where the first is that any of it may see. Numbers
+    and not bools, as each layer would make its own numbers of them and keep those for its gradient.
     """
     biases: list[Tensor] = []
     for start in range(0, length, block):
         stop = min(start + block, length)
-        first = 0 if window is None else max(0, start - window + 1)
+        first = 0 if window is None else max(0, start - window + 1) // ALIGNED * ALIGNED
         mask = visible(torch.arange(start, stop, device=device), torch.arange(first, stop, device=device), window)[None]
         if segments_BT is not None:
             mask = mask & (segments_BT[:, start:stop, None] == segments_BT[:, None, first:stop])
@@ -47,11 +48,14 @@ def biases_of(
 
 def attend_in_blocks(q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, biases: tuple[Tensor, ...]) -> Tensor:
     """Attention, (B, N, T, D), whose blocks are those of `biases_of`."""
+    dtype, lengths = q_BNTD.dtype, [bias.shape[2] for bias in biases]
+    if emulated(dtype, q_BNTD.device):  # or `attend` would make and keep copies of what several blocks see
+        q_BNTD, k_BKTD, v_BKTD = q_BNTD.float(), k_BKTD.float(), v_BKTD.float()
     out: list[Tensor] = []
     stop = 0
-    for bias in biases:
-        start, stop = stop, stop + bias.shape[2]
+    for q, bias in zip(q_BNTD.split(lengths, dim=2), biases, strict=True):
+        stop += bias.shape[2]
         seen = slice(stop - bias.shape[3], stop)
-        q, k, v = q_BNTD[:, :, start:stop], k_BKTD[:, :, seen], v_BKTD[:, :, seen]
-        out.append(attend(q, k, v, bias=bias, causal=False).transpose(1, 2))
+        block = attend(q, k_BKTD[:, :, seen], v_BKTD[:, :, seen], bias=bias, causal=False)
+        out.append(block.to(dtype).transpose(1, 2))
     return (torch.cat(out, dim=1) if len(out) > 1 else out[0]).transpose(1, 2)

@@ -62,8 +62,8 @@ class Cache:
             cache[0, target.rows, :, target.slots] = k_BTKD.transpose(1, 2)
             cache[1, target.rows, :, target.slots] = v_BTKD.transpose(1, 2)
         else:
-            cache[0][target.rows_B1, :, target.slots] = k_BTKD
-            cache[1][target.rows_B1, :, target.slots] = v_BTKD
+            cache[0][target.rows_B1, :, target.slots] = k_BTKD.to(cache.dtype)
+            cache[1][target.rows_B1, :, target.slots] = v_BTKD.to(cache.dtype)
         return cache[:, target.rows, :, : target.seen]
 
     @torch.inference_mode()

@@ -56,7 +56,7 @@ class PairedRMSNorm(NamedTuple):
 Norm = nn.Module | PairedRMSNorm
 
 
-def make_norm(module: nn.Module) -> Norm:
+def quick_norm(module: nn.Module) -> Norm:
     """The same norm, by fewer operations where there is a way."""
     if isinstance(module, RMSNorm) and module.weight.device.type == "cpu":
         return PairedRMSNorm(module.weight.detach().repeat(2), module.eps)
@@ -81,19 +81,19 @@ def make_layer(block: Block, dtype: torch.dtype) -> Layer:
     attention, mlp = block.self_attn, block.mlp
     gated = () if mlp.gate_proj is None else (mlp.gate_proj,)
     return Layer(
-        attention_norm=make_norm(block.input_layernorm),
+        attention_norm=quick_norm(block.input_layernorm),
         qkv=join(dtype, attention.q_proj, attention.k_proj, attention.v_proj),
-        q_norm=make_norm(attention.q_norm),
-        k_norm=make_norm(attention.k_norm),
+        q_norm=quick_norm(attention.q_norm),
+        k_norm=quick_norm(attention.k_norm),
         out=join(dtype, attention.o_proj),
-        mlp_norm=make_norm(block.post_attention_layernorm),
+        mlp_norm=quick_norm(block.post_attention_layernorm),
         up=join(dtype, *gated, mlp.up_proj),
         down=join(dtype, mlp.down_proj),
     )
 
 
 class DecodeWeights:
-    """What a decoder multiplies by, in the compute dtype; norms stay the model's own, float32."""
+    """What a decoder multiplies by, in the compute dtype; its norms, float32."""
 
     def __init__(self, model: Model, spec: ModelSpec) -> None:
         self.spec = spec
@@ -101,7 +101,7 @@ class DecodeWeights:
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
         self.layers = [make_layer(block, model.dtype) for block in blocks]
         self.embedding = model.model.embed_tokens.weight.detach().to(model.dtype)
-        self.norm = make_norm(model.model.norm)
+        self.norm = quick_norm(model.model.norm)
         head = model.lm_head
         self.head = self.embedding if head is None else laid_out(head.weight.detach().to(model.dtype))
         self.activation = blocks[0].mlp.activation
@@ -158,20 +158,20 @@ class TorchDecoder:
     def _forward(self, tokens: NDArray[np.int32], first_row: int) -> Tensor:
         weights = self.weights
         place, target = self.cache.place(first_row, *tokens.shape)
-        # All tokens below each other, as a third axis would cost every product a view or two.
-        x_NH = F.embedding(torch.from_numpy(tokens.ravel()).to(weights.device), weights.embedding)
+        # All M = B T tokens below each other, as a third axis would cost every product a view or two.
+        x_MH = F.embedding(torch.from_numpy(tokens.ravel()).to(weights.device), weights.embedding)
         rope, mask = self._rope(place), self._mask(place)
         for index, layer in enumerate(weights.layers):
-            x_NH = x_NH + self._attend(index, layer, layer.attention_norm(x_NH), target, rope, mask)
-            x_NH = x_NH + self._mlp(layer, layer.mlp_norm(x_NH))
-        return x_NH.view(*tokens.shape, -1)
+            x_MH = x_MH + self._attend(index, layer, layer.attention_norm(x_MH), target, rope, mask)
+            x_MH = x_MH + self._mlp(layer, layer.mlp_norm(x_MH))
+        return x_MH.view(*tokens.shape, -1)
 
     def _attend(
-        self, index: int, layer: Layer, x_NH: Tensor, target: Target, rope: tuple[Tensor, Tensor], mask: Tensor | None
+        self, index: int, layer: Layer, x_MH: Tensor, target: Target, rope: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> Tensor:
         heads, shared, width = self.spec.num_heads, self.spec.num_kv_heads, self.spec.head_dim
         rows = target.rows.stop - target.rows.start
-        qkv = layer.qkv(x_NH).view(rows, -1, heads + 2 * shared, width)
+        qkv = layer.qkv(x_MH).view(rows, -1, heads + 2 * shared, width)
         if self.spec.qk_norm:
             q, k = layer.q_norm(qkv[:, :, :heads]), layer.k_norm(qkv[:, :, heads : heads + shared])
             qk = torch.cat((q, k), dim=2)
@@ -182,10 +182,10 @@ class TorchDecoder:
         q_BNTD = qk[:, :, :heads].transpose(1, 2)
         causal = mask is None and q_BNTD.shape[2] > 1
         out_BNTD = attend(q_BNTD, keys, values, bias=mask, causal=causal)
-        return layer.out(out_BNTD.transpose(1, 2).reshape(len(x_NH), -1))
+        return layer.out(out_BNTD.transpose(1, 2).reshape(len(x_MH), -1))
 
-    def _mlp(self, layer: Layer, x_NH: Tensor) -> Tensor:
-        up = layer.up(x_NH)
+    def _mlp(self, layer: Layer, x_MH: Tensor) -> Tensor:
+        up = layer.up(x_MH)
         if self.spec.mlp == "plain":
             return layer.down(self.weights.activation(up))
         gate, up = up.chunk(2, dim=-1)

@@ -150,7 +150,7 @@ class Attention(nn.Module):
         k_BNTD, v_BNTD = (x.repeat_interleave(groups, dim=1) for x in (k_BKTD, v_BKTD))
         scores_BNTT = matmul(q_BNTD * self.head_dim**-0.5, k_BNTD.transpose(2, 3))
         (bias,) = context.biases
-        probs_BNTT = (scores_BNTT.float() + bias).softmax(dim=-1)
+        probs_BNTT = scores_BNTT.float().masked_fill(bias < 0, float("-inf")).softmax(dim=-1)
         dropped_BNTT = drop(probs_BNTT, self.dropout, context.keys_B, self.site)
         return matmul(dropped_BNTT.to(v_BNTD.dtype), v_BNTD)
 

@@ -4,8 +4,8 @@ A processor without 16-bit instructions takes 8 to 16 times as long over PyTorch
 PyTorch 2.13). Products of 16-bit numbers are exact in float32, so that only the order of the sums differs; the results
 are rounded to 16 bits as the hardware would.
 
-Of few rows, oneDNN multiplies quicker than MKL, which PyTorch asks on x86: 8 rows by matrices of 400 to 4,000, laid out
-by columns, in two thirds of the time (2 cores, AVX2, PyTorch 2.13).
+Of few rows, oneDNN multiplies quicker than MKL, which PyTorch asks on x86 and which then leaves threads idle: on 2 of
+them decoding 8 rows takes 0.7 to 0.85 of the time (AVX2, PyTorch 2.13, 384 and 768 wide); on one it gains nothing.
 """
 
 import platform
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 EMULATED_ROWS = 4  # up to which emulation is quicker than casting the weight
-ONEDNN_ROWS = 128  # up to which oneDNN is quicker than MKL
+ONEDNN_ROWS = 32  # up to which oneDNN is quicker than MKL
 
 
 def _cpu_multiplies(name: str) -> bool:
@@ -30,9 +30,11 @@ CPU_MULTIPLIES = {
     torch.bfloat16: _cpu_multiplies("bf16"),
     torch.float16: _cpu_multiplies("fp16"),
 }
-
-
-ONEDNN_BESIDE_MKL = torch.backends.mkldnn.is_available() and platform.machine() in ("x86_64", "AMD64")
+ONEDNN_IS_QUICKER = (
+    torch.backends.mkldnn.is_available()
+    and platform.machine() in ("x86_64", "AMD64")  # elsewhere nobody has looked
+    and torch.get_num_threads() > 1
+)
 
 
 def emulated(dtype: torch.dtype, device: torch.device) -> bool:
@@ -51,7 +53,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same for what is of one dtype and needs no gradient."""
     rows = x.numel() // x.shape[-1]
-    if x.is_cpu and x.dtype == torch.float32 and rows <= ONEDNN_ROWS and ONEDNN_BESIDE_MKL:
+    if x.is_cpu and x.dtype == torch.float32 and rows <= ONEDNN_ROWS and ONEDNN_IS_QUICKER:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if x.is_cpu and not CPU_MULTIPLIES[x.dtype] and rows > EMULATED_ROWS:
         return multiply(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
@@ -69,7 +71,7 @@ def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, bias: Tensor | Non
     """PyTorch's fused attention, (B, N, T, D); query heads may share keys.
 
     `bias` (1 or B, 1, T, S) is added to the scores, in their dtype, which is float32 where products are emulated; or
-    it is True where a query sees a key.
+    it is a mask, True where a query sees a key.
     """
     dtype = q_BNTD.dtype
     if emulated(dtype, q_BNTD.device):
