@@ -183,10 +183,7 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
         # out_BNTD comes head by head, and is laid out anew for the output projection.
         return kept + groups + q_size * act + 4 * row + dropped, (2 if mlx else 3) * 4 * row
     if not mlx:
-        # Blocks are put together, and kept both as they were and together. (A CPU's rows of 257 to 512 tokens are, too;
-        # it is a twentieth of what a layer keeps.)
-        together = act * q_size if _masked(setting) and setting.seq_len > TORCH_BLOCK else 0
-        return kept + together, 0
+        return kept, 0
     if _in_blocks(setting):
         pairs = _pairs(setting, MLX_BLOCK)
         is_kept = setting.seq_len < MLX_RECOMPUTED_FROM

@@ -4,6 +4,8 @@ PyTorch's fused kernels skip the future of a plain row themselves, the one for C
 shorter rows it computes all. Given a mask they all do.
 """
 
+from collections.abc import Generator
+
 import torch
 from torch import Tensor
 
@@ -46,16 +48,13 @@ def biases_of(
     return tuple(biases)
 
 
-def attend_in_blocks(q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, biases: tuple[Tensor, ...]) -> Tensor:
-    """Attention, (B, N, T, D), whose blocks are those of `biases_of`."""
+def attend_in_blocks(q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, biases: tuple[Tensor, ...]) -> Generator[Tensor]:
+    """Attention of one block after the other, (B, N, T, D) each, as `biases_of` cuts them."""
     dtype, lengths = q_BNTD.dtype, [bias.shape[2] for bias in biases]
     if emulated(dtype, q_BNTD.device):  # or `attend` would make and keep copies of what several blocks see
         q_BNTD, k_BKTD, v_BKTD = q_BNTD.float(), k_BKTD.float(), v_BKTD.float()
-    out: list[Tensor] = []
     stop = 0
     for q, bias in zip(q_BNTD.split(lengths, dim=2), biases, strict=True):
         stop += bias.shape[2]
         seen = slice(stop - bias.shape[3], stop)
-        block = attend(q, k_BKTD[:, :, seen], v_BKTD[:, :, seen], bias=bias, causal=False)
-        out.append(block.to(dtype).transpose(1, 2))
-    return (torch.cat(out, dim=1) if len(out) > 1 else out[0]).transpose(1, 2)
+        yield attend(q, k_BKTD[:, :, seen], v_BKTD[:, :, seen], bias=bias, causal=False).to(dtype)

@@ -141,7 +141,8 @@ class Attention(nn.Module):
             # No fused CUDA kernel shares keys between heads in float32, and none that takes a bias.
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         if context.biases:
-            return self.merge(attend_in_blocks(q, k, v, context.biases))
+            # Merged one by one: the gradient needs each as it is, and of all together another copy would be kept.
+            return torch.cat([self.merge(block) for block in attend_in_blocks(q, k, v, context.biases)], dim=1)
         return self.merge(attend(q, k, v, bias=None, causal=True))
 
     def _attend_in_full(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context) -> Tensor:
