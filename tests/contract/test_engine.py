@@ -89,12 +89,13 @@ def test_segments_keep_documents_apart(backend, window):
 def in_short_blocks(backend, monkeypatch, recomputed_from=100):
     """Both backends' way with long sequences, here from a length of 8 on, in uneven blocks of 6."""
     attention = importlib.import_module(f"sconce_{backend.name}.attention")
-    monkeypatch.setattr(attention, "BLOCK", 6)
+    model = importlib.import_module(f"sconce_{backend.name}.model")
     if backend.name == "mlx":
+        monkeypatch.setattr(attention, "BLOCK", 6)
         monkeypatch.setattr(attention, "RECOMPUTED_FROM", recomputed_from)
-        monkeypatch.setattr(importlib.import_module("sconce_mlx.model"), "BLOCKED_FROM", 8)
+        monkeypatch.setattr(model, "BLOCKED_FROM", 8)
     else:
-        monkeypatch.setattr(attention, "CPU_BLOCK", 6)
+        monkeypatch.setattr(model, "BLOCK", 6)
 
 
 @pytest.mark.parametrize("window", [None, 5, 100])
@@ -121,7 +122,7 @@ def test_attention_in_blocks_equals_the_reference(backend, monkeypatch, window, 
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("recomputed_from", [8, 100])
 def test_attention_in_blocks_is_the_same_compiled(backend, monkeypatch, window, recomputed_from):
-    """What a Mac runs from 256 tokens on; PyTorch for long rows with a mask, and on a CPU for some without."""
+    """What a Mac runs from 256 tokens on; PyTorch for long rows of documents or under a window."""
     if backend.name != "mlx" and recomputed_from == 8:
         pytest.skip("PyTorch's kernels keep no scores")
     in_short_blocks(backend, monkeypatch, recomputed_from)

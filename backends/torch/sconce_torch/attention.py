@@ -1,7 +1,6 @@
 """Who sees whom, and attention that leaves out the keys which no query of a block sees.
 
-PyTorch's fused kernels skip the future of a plain row themselves, the one for CPUs by 512 keys at a time, so that of
-shorter rows it computes all. Given a mask they all do.
+PyTorch's fused kernels skip the future of a plain row themselves; given a mask they compute all of it.
 """
 
 from collections.abc import Generator
@@ -12,7 +11,6 @@ from torch import Tensor
 from sconce_torch.products import attend, emulated
 
 BLOCK = 512  # queries
-CPU_KEYS, CPU_BLOCK = 512, 256
 ALIGNED = 8  # keys; a CUDA kernel copies a bias whose rows begin anywhere else, in each layer
 
 
@@ -20,13 +18,6 @@ def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
     """True (T, S) where the query at one position sees the key at another: itself and what came before."""
     distance_TS = queries_T[:, None] - keys_S
     return distance_TS >= 0 if window is None else (distance_TS >= 0) & (distance_TS < window)
-
-
-def block_size(length: int, masked: bool, device: torch.device) -> int | None:
-    """Queries to a block of a row of `length` tokens; None where the kernel needs no blocks."""
-    if device.type == "cpu" and CPU_BLOCK < length <= CPU_KEYS:
-        return CPU_BLOCK  # rows of 512 are done in four fifths of the time
-    return BLOCK if masked else None
 
 
 def biases_of(

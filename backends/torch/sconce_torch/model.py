@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from sconce.backend import ComputeOptions
 from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
-from sconce_torch.attention import attend_in_blocks, biases_of, block_size
+from sconce_torch.attention import BLOCK, attend_in_blocks, biases_of
 from sconce_torch.compile import Compiler
 from sconce_torch.dropout import drop, site_key
 from sconce_torch.products import attend, emulated, linear, matmul
@@ -252,10 +252,8 @@ class Model(nn.Module):
         return run(self.model.norm, x)
 
     def _biases(self, tokens_BT: Tensor, segments_BT: Tensor | None) -> tuple[Tensor, ...]:
-        length, device = tokens_BT.shape[1], tokens_BT.device
-        masked = self.window is not None or segments_BT is not None
-        block = length if self.in_full else block_size(length, masked, device)
-        if block is None:
+        if not self.in_full and self.window is None and segments_BT is None:
             return ()
+        length, device = tokens_BT.shape[1], tokens_BT.device
         dtype = torch.float32 if emulated(self.dtype, device) else self.dtype
-        return biases_of(length, self.window, segments_BT, dtype, device, block)
+        return biases_of(length, self.window, segments_BT, dtype, device, block=length if self.in_full else BLOCK)
