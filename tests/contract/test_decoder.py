@@ -27,11 +27,11 @@ def make(backend, variation, **options):
     return spec, weights, backend.language_model(spec, ComputeOptions(**options), weights)
 
 
-PRECISIONS = [pytest.param("fp32", variation, id=f"fp32-{variation}") for variation in EACH]
-PRECISIONS += [(precision, variation) for precision in ("bf16", "fp16") for variation in ("default", "window")]
+CASES = [pytest.param("fp32", variation, id=f"fp32-{variation}") for variation in EACH]
+CASES += [(precision, variation) for precision in ("bf16", "fp16") for variation in ("default", "window")]
 
 
-@pytest.mark.parametrize(("precision", "variation"), PRECISIONS)
+@pytest.mark.parametrize(("precision", "variation"), CASES)
 @pytest.mark.usefixtures("small_chunks")
 def test_rows_of_different_lengths(backend, precision, variation):
     spec, weights, model = make(backend, variation, precision=precision)

@@ -1,4 +1,4 @@
-"""16-bit products that are made in float32 are those that PyTorch makes, forward and backward."""
+"""Products that are made in another way are those that PyTorch makes, forward and backward."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_matmul(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention(dtype):
     q, k, v = (draw(2, heads, 16, 8, dtype=dtype) for heads in (4, 2, 2))
-    ours = products.attend(q, k, v, bias=None, causal=True)
+    ours = products.attend(q, k, v, mask=None, causal=True)
     theirs = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), is_causal=True, enable_gqa=True)
     np.testing.assert_allclose(ours.double().numpy(), theirs.numpy(), atol=2.0 ** (1 - BITS[dtype]))
     assert ours.dtype == dtype

@@ -8,10 +8,10 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from sconce_torch.products import attend, emulated
+from sconce_torch.products import attend, computed_in
 
 BLOCK = 512  # queries
-ALIGNED = 8  # keys; a CUDA kernel copies a bias whose rows begin anywhere else, in each layer
+ALIGNED = 8  # keys; CUDA's memory-efficient kernel copies a bias whose rows are no multiple of that, in each layer
 
 
 def visible(queries_T: Tensor, keys_S: Tensor, window: int | None) -> Tensor:
@@ -42,10 +42,10 @@ def biases_of(
 def attend_in_blocks(q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, biases: tuple[Tensor, ...]) -> Generator[Tensor]:
     """Attention of one block after the other, (B, N, T, D) each, as `biases_of` cuts them."""
     dtype, lengths = q_BNTD.dtype, [bias.shape[2] for bias in biases]
-    if emulated(dtype, q_BNTD.device):  # or `attend` would make and keep copies of what several blocks see
-        q_BNTD, k_BKTD, v_BKTD = q_BNTD.float(), k_BKTD.float(), v_BKTD.float()
+    made_in = computed_in(dtype, q_BNTD.device)  # cast here: `attend` would keep a copy for each block that sees it
+    q_BNTD, k_BKTD, v_BKTD = q_BNTD.to(made_in), k_BKTD.to(made_in), v_BKTD.to(made_in)
     stop = 0
     for q, bias in zip(q_BNTD.split(lengths, dim=2), biases, strict=True):
         stop += bias.shape[2]
         seen = slice(stop - bias.shape[3], stop)
-        yield attend(q, k_BKTD[:, :, seen], v_BKTD[:, :, seen], bias=bias, causal=False).to(dtype)
+        yield attend(q, k_BKTD[:, :, seen], v_BKTD[:, :, seen], mask=bias, causal=False).to(dtype)

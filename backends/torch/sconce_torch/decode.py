@@ -12,7 +12,7 @@ from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
 from sconce_torch.cache import Cache, Target
 from sconce_torch.model import Block, Linear, Model, RMSNorm
-from sconce_torch.products import attend, emulated, multiply
+from sconce_torch.products import attend, computed_in, multiply
 
 
 class Joined(NamedTuple):
@@ -123,7 +123,7 @@ class TorchDecoder:
         self.weights = weights
         self.spec = weights.spec
         # As `attend` multiplies it: else all of it would be cast for every token.
-        kept = torch.float32 if emulated(weights.dtype, weights.device) else weights.dtype
+        kept = computed_in(weights.dtype, weights.device)
         self.cache = Cache(weights.spec, kept, weights.device, max_len)
 
     @torch.inference_mode()
@@ -181,7 +181,7 @@ class TorchDecoder:
         keys, values = self.cache.store(index, target, qk[:, :, heads:], qkv[:, :, heads + shared :])
         q_BNTD = qk[:, :, :heads].transpose(1, 2)
         causal = mask is None and q_BNTD.shape[2] > 1
-        out_BNTD = attend(q_BNTD, keys, values, bias=mask, causal=causal)
+        out_BNTD = attend(q_BNTD, keys, values, mask=mask, causal=causal)
         return layer.out(out_BNTD.transpose(1, 2).reshape(len(x_MH), -1))
 
     def _mlp(self, layer: Layer, x_MH: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from sconce.spec import ModelSpec
 from sconce_torch.attention import BLOCK, attend_in_blocks, biases_of
 from sconce_torch.compile import Compiler
 from sconce_torch.dropout import drop, site_key
-from sconce_torch.products import attend, emulated, linear, matmul
+from sconce_torch.products import attend, computed_in, linear, matmul
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "relu2": lambda x: F.relu(x).square()}
@@ -143,7 +143,7 @@ class Attention(nn.Module):
         if context.biases:
             # Merged one by one: the gradient needs each as it is, and of all together another copy would be kept.
             return torch.cat([self.merge(block) for block in attend_in_blocks(q, k, v, context.biases)], dim=1)
-        return self.merge(attend(q, k, v, bias=None, causal=True))
+        return self.merge(attend(q, k, v, mask=None, causal=True))
 
     def _attend_in_full(self, q_BNTD: Tensor, k_BKTD: Tensor, v_BKTD: Tensor, context: Context) -> Tensor:
         """Attention whose probabilities exist as an array: what dropout needs, and the reference for the rest."""
@@ -255,5 +255,5 @@ class Model(nn.Module):
         if not self.in_full and self.window is None and segments_BT is None:
             return ()
         length, device = tokens_BT.shape[1], tokens_BT.device
-        dtype = torch.float32 if emulated(self.dtype, device) else self.dtype
-        return biases_of(length, self.window, segments_BT, dtype, device, block=length if self.in_full else BLOCK)
+        dtype, block = computed_in(self.dtype, device), length if self.in_full else BLOCK
+        return biases_of(length, self.window, segments_BT, dtype, device, block)

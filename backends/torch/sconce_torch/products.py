@@ -42,12 +42,17 @@ def emulated(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and not CPU_MULTIPLIES[dtype]
 
 
+def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In what products of `dtype` are made on `device`."""
+    return torch.float32 if emulated(dtype, device) else dtype
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., in) @ weight (out, in).T + bias in x's dtype, to which both are cast here."""
     if torch.is_grad_enabled() and emulated(x.dtype, x.device) and x.numel() > EMULATED_ROWS * x.shape[-1]:
         return _Linear.apply(x, weight, bias)  # type: ignore[return-value]
-    weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-    return F.linear(x, weight, bias) if torch.is_grad_enabled() else multiply(x, weight, bias)
+    product = F.linear if torch.is_grad_enabled() else multiply
+    return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -67,18 +72,18 @@ def matmul(left: Tensor, right: Tensor) -> Tensor:
     return left @ right
 
 
-def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, bias: Tensor | None, causal: bool) -> Tensor:
+def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Tensor | None, causal: bool) -> Tensor:
     """PyTorch's fused attention, (B, N, T, D); query heads may share keys.
 
-    `bias` (1 or B, 1, T, S) is added to the scores, in their dtype, which is float32 where products are emulated; or
-    it is a mask, True where a query sees a key.
+    `mask` (1 or B, 1, T, S) is True where a query sees a key, or is added to the scores, then of the dtype that they
+    are `computed_in`.
     """
     dtype = q_BNTD.dtype
     if emulated(dtype, q_BNTD.device):
         q_BNTD, k_BKSD, v_BKSD = q_BNTD.float(), k_BKSD.float(), v_BKSD.float()
     shared = q_BNTD.shape[1] != k_BKSD.shape[1]
     out_BNTD = F.scaled_dot_product_attention(
-        q_BNTD, k_BKSD, v_BKSD, attn_mask=bias, is_causal=causal, enable_gqa=shared
+        q_BNTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, enable_gqa=shared
     )
     return out_BNTD.to(dtype)
 
