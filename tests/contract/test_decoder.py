@@ -21,6 +21,10 @@ def small_chunks(backend, monkeypatch):
         monkeypatch.setattr(importlib.import_module(module), "CHUNK", 4)
 
 
+def flat(parameters):
+    return importlib.import_module("mlx.utils").tree_flatten(parameters)
+
+
 def make(backend, variation, **options):
     spec = make_spec(**EACH[variation])
     weights = random_weights(spec)
@@ -83,8 +87,10 @@ def test_half_precision_holds_half_the_memory_and_stays_near(backend):
     expected = reference.logits(spec, weights, tokens)
     error = np.abs(model.decoder(2, 16).feed(tokens) - expected[:, -1]).max()
     assert 1e-4 < error < 0.2
-    matrix = model.model.model.layers[0].self_attn.q_proj.weight
-    assert "bfloat16" in str(matrix.dtype)
+    parameters = dict(model.model.named_parameters() if backend.name == "torch" else flat(model.model.parameters()))
+    matrices = [parameter for parameter in parameters.values() if parameter.ndim == 2]
+    assert matrices
+    assert all("bfloat16" in str(matrix.dtype) for matrix in matrices)
 
 
 def test_the_window_bounds_the_cache(backend):

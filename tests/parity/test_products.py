@@ -90,6 +90,68 @@ def test_multiplied_without_gradients(monkeypatch, quick, rows, dtype):
             np.testing.assert_allclose(ours.double().numpy(), expected, rtol=rtol, atol=1e-5)
 
 
+@pytest.fixture(params=[True, False], ids=["fbgemm", "without"])
+def fbgemm(request, monkeypatch):
+    """Whether FBGEMM packs what stays as it is; some processors and some builds of PyTorch have none."""
+    if not request.param:
+        monkeypatch.setattr(products, "FBGEMM", ())
+    elif torch.backends.quantized.engine not in products.FBGEMM:
+        pytest.skip("PyTorch has no FBGEMM here")
+    return request.param
+
+
+def eye(size, dtype):
+    return torch.eye(size, dtype=dtype)
+
+
+@pytest.mark.usefixtures("fbgemm")
+@pytest.mark.parametrize("largest", [2.0**-100, 2.0**-12, 1.0, 2.0**15, 2.0**100])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_that_stays_is_every_number_it_was(dtype, largest):
+    """A row of the identity picks numbers out, in any dtype; the smallest are 2^-32 of the largest."""
+    if dtype == torch.float16:
+        largest = min(max(largest, 2.0**-12), 2.0**15)
+    rng = np.random.default_rng(0)
+    numbers = rng.uniform(0.5, 1, (65, 33)) * rng.choice([-1, 1], (65, 33)) * 2.0 ** rng.integers(-31, 1, (65, 33))
+    weight = (torch.from_numpy(numbers) * largest).to(dtype)
+    product = products.product_with(weight, None)
+    for x in (eye(33, dtype), eye(33, torch.float32)):
+        assert product(x).dtype == x.dtype
+        np.testing.assert_array_equal(product(x).double().numpy(), weight.T.double().numpy())
+
+
+@pytest.mark.usefixtures("fbgemm")
+def test_what_a_weight_that_stays_loses_is_far_below_what_16_bits_hold():
+    weight = torch.tensor([[1.0, 2.0**-35, -(2.0**-41)], [1.5, 1.01 * 2.0**-33, 0]], dtype=torch.bfloat16)
+    ours = products.product_with(weight, None)(eye(3, torch.float32))
+    np.testing.assert_allclose(ours.double().numpy(), weight.T.double().numpy(), rtol=0, atol=1.5 * 2.0**-40)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 129])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 50.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_multiplied_by_a_weight_that_stays(fbgemm, dtype, scale, bias, rows):
+    x, weight, offset = draw(2, rows, 33, dtype=dtype), draw(65, 33, dtype=dtype) * scale, draw(65, dtype=dtype)
+    product = products.product_with(weight, offset if bias else None)
+    expected = x.double().numpy() @ weight.double().numpy().T + (offset.double().numpy() if bias else 0)
+    rounding = {"rtol": 2.0 ** (1 - BITS[dtype]), "atol": max(1e-5 * scale, 2.0**-24)}
+    with torch.inference_mode():
+        ours, wide = product(x), product(x.float())
+    np.testing.assert_allclose(ours.double().numpy(), expected, **rounding)
+    exact = {"rtol": 1e-5, "atol": 1e-5 * scale}
+    np.testing.assert_allclose(wide.double().numpy(), expected, **(exact if fbgemm else rounding))
+
+
+@pytest.mark.usefixtures("fbgemm")
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_stays_none(odd):
+    weight = torch.tensor([[1.0, odd], [1.0, 2.0]], dtype=torch.bfloat16)
+    ours = products.product_with(weight, None)(torch.ones(1, 2))
+    assert not ours[0, 0].isfinite()
+    assert ours[0, 1] == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *DTYPES])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
 def test_the_norm_of_decoding(dtype, scale):

@@ -12,17 +12,7 @@ from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
 from sconce_torch.cache import Cache, Target
 from sconce_torch.model import Block, Linear, Model, RMSNorm
-from sconce_torch.products import attend, computed_in, multiply
-
-
-class Joined(NamedTuple):
-    """Linear layers over the same input as one: weights below each other, in the compute dtype."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return multiply(x, self.weight, self.bias)
+from sconce_torch.products import Product, attend, computed_in, product_with
 
 
 def laid_out(weight: Tensor) -> Tensor:
@@ -32,11 +22,11 @@ def laid_out(weight: Tensor) -> Tensor:
     return weight.t().contiguous().t()
 
 
-def join(dtype: torch.dtype, *layers: Linear) -> Joined:
-    """A copy of `layers` as one layer."""
-    weight = laid_out(torch.cat([layer.weight.detach() for layer in layers]).to(dtype))
+def join(dtype: torch.dtype, *layers: Linear) -> Product:
+    """What all of `layers` make of one input, side by side, from copies of their weights."""
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    return Joined(weight, torch.cat(biases).to(dtype) if biases else None)
+    weight = laid_out(torch.cat([layer.weight.detach() for layer in layers]).to(dtype))
+    return product_with(weight, torch.cat(biases).to(dtype) if biases else None)
 
 
 class PairedRMSNorm(NamedTuple):
@@ -67,13 +57,13 @@ class Layer(NamedTuple):
     """A block, ready to decode: few and large operations, for at one token each of them costs its launch."""
 
     attention_norm: Norm
-    qkv: Joined
+    qkv: Product
     q_norm: Norm
     k_norm: Norm
-    out: Joined
+    out: Product
     mlp_norm: Norm
-    up: Joined
-    down: Joined
+    up: Product
+    down: Product
 
 
 def make_layer(block: Block, dtype: torch.dtype) -> Layer:
@@ -93,17 +83,17 @@ def make_layer(block: Block, dtype: torch.dtype) -> Layer:
 
 
 class DecodeWeights:
-    """What a decoder multiplies by, in the compute dtype; its norms, float32."""
+    """What a decoder multiplies by, in the model's dtype; its norms, float32."""
 
     def __init__(self, model: Model, spec: ModelSpec) -> None:
         self.spec = spec
-        self.dtype = model.dtype
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
         self.layers = [make_layer(block, model.dtype) for block in blocks]
         self.embedding = model.model.embed_tokens.weight.detach().to(model.dtype)
+        self.dtype = computed_in(model.dtype, self.device)  # of what is multiplied
         self.norm = quick_norm(model.model.norm)
         head = model.lm_head
-        self.head = self.embedding if head is None else laid_out(head.weight.detach().to(model.dtype))
+        self.head = product_with(self.embedding, None) if head is None else join(model.dtype, head)
         self.activation = blocks[0].mlp.activation
         rope = blocks[0].self_attn.rope
         left, right = rope.sin_TD.chunk(2, dim=-1)
@@ -122,9 +112,7 @@ class TorchDecoder:
         self.max_rows = rows
         self.weights = weights
         self.spec = weights.spec
-        # As `attend` multiplies it: else all of it would be cast for every token.
-        kept = computed_in(weights.dtype, weights.device)
-        self.cache = Cache(weights.spec, kept, weights.device, max_len)
+        self.cache = Cache(weights.spec, weights.dtype, weights.device, max_len)
 
     @torch.inference_mode()
     def feed(
@@ -145,7 +133,7 @@ class TorchDecoder:
             else:
                 ends = np.flatnonzero(here)
                 last[ends] = x_BTH[ends, here[ends] - 1]
-        return multiply(self.weights.norm(last), self.weights.head, None).float().cpu().numpy()
+        return self.weights.head(self.weights.norm(last)).float().cpu().numpy()
 
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes what row `source` is."""
@@ -159,7 +147,7 @@ class TorchDecoder:
         weights = self.weights
         place, target = self.cache.place(first_row, *tokens.shape)
         # All M = B T tokens below each other, as a third axis would cost every product a view or two.
-        x_MH = F.embedding(torch.from_numpy(tokens.ravel()).to(weights.device), weights.embedding)
+        x_MH = F.embedding(torch.from_numpy(tokens.ravel()).to(weights.device), weights.embedding).to(weights.dtype)
         rope, mask = self._rope(place), self._mask(place)
         for index, layer in enumerate(weights.layers):
             x_MH = x_MH + self._attend(index, layer, layer.attention_norm(x_MH), target, rope, mask)

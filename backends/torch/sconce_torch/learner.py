@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from sconce_torch.loss import nats_and_grads, score_targets, summed_nats
 from sconce_torch.memory import out_of_memory
 from sconce_torch.model import Model
 from sconce_torch.optim import LossScaler, Optimizer
+from sconce_torch.products import linear
 
 SHALLOW = 2  # layers, up to which one graph of everything, with fewer calls, still compiles in 20 seconds on two cores
 
@@ -116,7 +118,8 @@ class TorchLearner:
         with out_of_memory(intact=True), torch.inference_mode():
             inputs, targets, segments = self._put_batch(batch)
             x_BTH = self.model.hidden(inputs, segments, None)
-            nats_BT, _ = score_targets(x_BTH, self.model.head_weight, targets, self.loss_chunk)
+            head = partial(linear, weight=self.model.head_weight.to(x_BTH.dtype))
+            nats_BT, _ = score_targets(x_BTH, head, targets, self.loss_chunk)
             return nats_BT.cpu().numpy()
 
     def decoder(self, rows: int, max_len: int) -> TorchDecoder:

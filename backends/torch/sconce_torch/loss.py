@@ -8,19 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
 
-from sconce_torch.products import linear, matmul
+from sconce_torch.products import Product, linear, matmul
 
 
-def score_targets(x_BTH: Tensor, weight_VH: Tensor, targets_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def score_targets(x_BTH: Tensor, head: Product, targets_BT: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """-log p(target) as float32 (B, T), 0 where target is -1, and where the likeliest token is the target.
 
-    Logits are x @ weight.T, made `chunk` tokens at a time.
+    `head` makes logits of x, of `chunk` tokens at a time.
     """
-    weight_VH = weight_VH.to(x_BTH.dtype)
     nats: list[Tensor] = []
     hits: list[Tensor] = []
     for x_NH, targets_N in zip(x_BTH.flatten(0, 1).split(chunk), targets_BT.flatten().split(chunk), strict=True):
-        logits_NV = linear(x_NH, weight_VH).float()
+        logits_NV = head(x_NH).float()
         nats.append(F.cross_entropy(logits_NV, targets_N, ignore_index=-1, reduction="none"))
         hits.append(logits_NV.argmax(-1) == targets_N)
     return torch.cat(nats).view_as(targets_BT), torch.cat(hits).view_as(targets_BT)

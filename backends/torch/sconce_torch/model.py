@@ -113,6 +113,8 @@ class Attention(nn.Module):
         self.k_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
         self.v_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
         self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias and spec.attention_output_bias)
+        self.qkv_proj: nn.Module | None = None  # the first three in one, of a model that is only used
+        self.sizes = q_size, kv_size, kv_size
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.rope = rope
@@ -123,10 +125,14 @@ class Attention(nn.Module):
 
     def project(self, x_BTH: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, N, T, D), keys and values (B, K, T, D)."""
+        if self.qkv_proj is None:
+            q, k, v = self.q_proj(x_BTH), self.k_proj(x_BTH), self.v_proj(x_BTH)
+        else:
+            q, k, v = self.qkv_proj(x_BTH).split(self.sizes, dim=-1)
         heads = (*x_BTH.shape[:2], -1, self.head_dim)
-        q_BNTD = self.q_norm(self.q_proj(x_BTH).view(heads)).transpose(1, 2)
-        k_BKTD = self.k_norm(self.k_proj(x_BTH).view(heads)).transpose(1, 2)
-        v_BKTD = self.v_proj(x_BTH).view(heads).transpose(1, 2)
+        q_BNTD = self.q_norm(q.view(heads)).transpose(1, 2)
+        k_BKTD = self.k_norm(k.view(heads)).transpose(1, 2)
+        v_BKTD = v.view(heads).transpose(1, 2)
         return self.rope(q_BNTD), self.rope(k_BKTD), v_BKTD
 
     def merge(self, out_BNTD: Tensor) -> Tensor:
@@ -165,12 +171,17 @@ class MLP(nn.Module):
         self.gate_proj = Linear(hidden, ffn, bias) if spec.mlp == "gated" else None
         self.up_proj = Linear(hidden, ffn, bias)
         self.down_proj = Linear(ffn, hidden, bias)
+        self.gate_up_proj: nn.Module | None = None  # both in one, of a model that is only used
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.gate_proj is None:
+        if self.gate_up_proj is not None:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        elif self.gate_proj is not None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
             return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(self.activation(gate) * up)
 
 
 class Block(nn.Module):
