@@ -12,7 +12,7 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 @pytest.fixture(scope="session")
 def chromium():
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install 'sconce-lm[browser]' drives browsers")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright drives browsers")
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if found is None or not Path(found).is_file():
         pytest.skip("no Chromium here: apt-get install chromium, or set CHROMIUM to one")
