@@ -68,7 +68,7 @@ def main() -> None:
         sys.exit(_complain(str(error), error.exit_code))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        sys.exit(_complain(f"{where}{error.strerror or error}; nothing that was saved before is lost", 2))
+        sys.exit(_complain(f"{where}{error.strerror or error}", 2))
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -27,15 +27,17 @@ def report(
     from sconce.report.page import write_page
 
     views = view_runs(runs)
+    made: list[Path] = []
+    if png is not None:
+        from sconce.report.figures import draw_charts
+
+        made = draw_charts(views, png)
     page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     write_page(views, page, datetime.now().astimezone())
     lines = sum(view.metrics.lines for view in views)
     what = views[0].name if len(views) == 1 else f"{len(views)} runs"
     typer.echo(f"{page}: {what}, {lines:,} lines of figures, {readable_size(page.stat().st_size)}")
     if png is not None:
-        from sconce.report.figures import draw_charts
-
-        made = draw_charts(views, png)
         typer.echo(f"{png}: {', '.join(path.name for path in made) or 'nothing, as there are no figures yet'}")
     for view in views:
         for note in view.notes:

@@ -34,7 +34,7 @@ def serve(
     """Serve a trained checkpoint: an OpenAI-compatible API, and a playground at /."""
     from importlib.util import find_spec
 
-    from sconce.errors import SconceError
+    from sconce.errors import ConfigError, SconceError
 
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
         raise SconceError("sconce serve needs starlette and uvicorn: pip install 'sconce-lm[serve]'")
@@ -44,6 +44,8 @@ def serve(
     from sconce.serving.server import LOOPBACK, open_socket
     from sconce.serving.server import serve as run
 
+    if api_key == "":
+        raise ConfigError("--api-key: found an empty text, expected a key; without the option everyone is let in")
     check_decoding()
     listening = open_socket(host, port)
     model, device = load_model(checkpoint, hardware=backend.value, precision=dtype.value)

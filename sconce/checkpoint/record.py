@@ -208,6 +208,8 @@ def read_manifest(folder: Path) -> Checkpoint:
     if not isinstance(content, dict):
         raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest")
     manifest = cast(dict[str, object], content)
+    if manifest.keys().isdisjoint(("step", "cursor")):
+        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest")
     if manifest.pop("sha256", None) != _checksum(manifest):
         raise DamagedCheckpointError(f"{path}: not as it was written (its checksum does not match)")
     if manifest.get("format") != FORMAT:

@@ -11,6 +11,7 @@ from sconce.errors import ConfigError, DataError
 from sconce.generation.model import Prompt, TextModel
 from sconce.generation.sampling import Sampling
 from sconce.generation.score import batched
+from sconce.log import log
 
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # all say the same
 MAX_NEW_TOKENS = 256  # where a task does not say, as the harness has it
@@ -40,10 +41,11 @@ def text_ids(model: TextModel, text: str, whole: bool | None = None) -> list[int
 def log_likelihoods(model: TextModel, pairs: Sequence[Pair], batch_size: int) -> list[tuple[float, bool]]:
     """Of each continuation: its natural log-probability, and whether greedy decoding would write it.
 
-    A context is cut on the left to fit the model's positions. Raises DataError when a continuation alone does not, and
-    for an empty context; an empty continuation is certain.
+    A context is cut on the left to fit the model's positions, and a warning says how many were. Raises DataError when a
+    continuation alone does not, and for an empty context; an empty continuation is certain.
     """
     positions = model.spec.max_position_embeddings
+    _warn_of_cut([len(context) + len(continuation) - 1 > positions for context, continuation in pairs], positions)
     for context, continuation in pairs:
         if not context:
             raise DataError(f"{UNSCORABLE}: a context of no tokens")
@@ -79,14 +81,27 @@ def write_continuations(
 ) -> list[str]:
     """What continues each text, by its own `generation_kwargs`; drawn if they say `do_sample`, or only a temperature.
 
-    A text is cut on the left so that all that is asked for fits. Raises ConfigError for a key or a value that has no
-    meaning here.
+    A text is cut on the left so that all that is asked for fits, and a warning says how many were. Raises ConfigError
+    for a key or a value that has no meaning here.
     """
     prompts = [_prompt(model, text, options, seed, index) for index, (text, options) in enumerate(asked)]
-    return [done.text for done in model.complete(prompts, rows=batch_size)]
+    _warn_of_cut([cut for _, cut in prompts], model.spec.max_position_embeddings)
+    return [done.text for done in model.complete([prompt for prompt, _ in prompts], rows=batch_size)]
 
 
-def _prompt(model: TextModel, text: str, options: Mapping[str, object], seed: int, index: int) -> Prompt:
+def _warn_of_cut(cut: Sequence[bool], positions: int) -> None:
+    if any(cut):
+        log.warning(
+            "%d of %d questions do not fit the model's %d positions and lost their beginning, or some examples: "
+            "fewer of them, or a model of more positions, would keep it",
+            sum(cut),
+            len(cut),
+            positions,
+        )
+
+
+def _prompt(model: TextModel, text: str, options: Mapping[str, object], seed: int, index: int) -> tuple[Prompt, bool]:
+    """The prompt, and whether its text was cut."""
     left = dict(options)
     limits = [value for name in LIMITS if (value := left.pop(name, None)) is not None]
     limit = cast(int, limits[0]) if limits else MAX_NEW_TOKENS
@@ -103,14 +118,10 @@ def _prompt(model: TextModel, text: str, options: Mapping[str, object], seed: in
     sampling = _sampling(left)
     if left:
         raise ConfigError(f"generation_kwargs.{', '.join(left)}: not known here: take it out of the task")
-    return Prompt(
-        text=tuple(text_ids(model, text)[-room:] or [prefix_id(model)]),
-        max_tokens=limit,
-        sampling=sampling,
-        seed=seed,
-        choice=index,
-        stop=stop,
-    )
+    ids = text_ids(model, text)
+    kept = tuple(ids[-room:] or [prefix_id(model)])
+    prompt = Prompt(text=kept, max_tokens=limit, sampling=sampling, seed=seed, choice=index, stop=stop)
+    return prompt, len(ids) > room
 
 
 def _sampling(left: dict[str, object]) -> Sampling:

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from sconce.errors import SconceError
 from sconce.generation.model import Piece, Prompt, TextModel
-from sconce.serving.requests import ChatRequest, CompletionRequest, Options
+from sconce.serving.requests import NAMES, NEUTRAL, ChatRequest, CompletionRequest, Options
 from sconce.serving.responses import Answer, ChatAnswer, Usage, error
 from sconce.serving.scheduler import BusyError, EndedError, Job, Scheduler
 
@@ -316,10 +316,15 @@ def _event(value: dict[str, object]) -> str:
 
 def _describe(faults: list[ErrorDetails]) -> str:
     """The first few faults, in one line."""
-    parts = [f"{_place(fault) or 'body'}: {fault['msg']}" for fault in faults[:3]]
-    return "; ".join(parts) + (f"; and {len(faults) - 3} more" if len(faults) > 3 else "")
+    parts = [f"{place or 'body'}: {NEUTRAL.get(place, fault['msg'])}" for fault in faults for place in [_place(fault)]]
+    told = list(dict.fromkeys(parts))
+    return "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
 
 
 def _place(fault: ErrorDetails) -> str:
-    """The parameter that is wrong, "" for the whole body."""
-    return ".".join(str(part) for part in fault["loc"])
+    """The parameter that is wrong, "" for the whole body; without the types that it may have, which pydantic names."""
+    *above, last = fault["loc"] or ("",)
+    own = [str(part) for part in above if isinstance(part, int) or part in NAMES]
+    if isinstance(last, int) or last in NAMES or fault["type"] == "extra_forbidden":
+        own.append(str(last))
+    return ".".join(own)

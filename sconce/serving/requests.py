@@ -45,7 +45,7 @@ class Options(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None  # a name for the client's own records
-    # Only their neutral values: anything else would have to do something.
+    # Only their neutral values (`NEUTRAL`): anything else would have to do something.
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -188,6 +188,13 @@ class ChatRequest(Options):
         return [("system" if message.role == "developer" else message.role, message.text) for message in self.messages]
 
 
+NAMES = frozenset(
+    name for model in (CompletionRequest, ChatRequest, StreamOptions, Message, Part) for name in model.model_fields
+)
+NEUTRAL = {
+    name: "not supported here: leave it out"
+    for name in ("frequency_penalty", "presence_penalty", "logit_bias", "echo", "best_of", "suffix")
+}
 TURNS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
 

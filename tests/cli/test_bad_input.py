@@ -397,6 +397,13 @@ def test_missing_backend_says_what_to_install(run):
     assert_refused(done, "--backend cuda", "install")
 
 
+def test_what_a_model_is_asked_in_vain(trained):
+    run = trained / "run"
+    assert_refused(sconce_here("generate", run, "--prompt-file", run / "none.txt", *CPU), "none.txt: No such file")
+    assert_refused(sconce_here("generate", run / "tokenizer", "-p", "a", *CPU), "not a checkpoint's manifest")
+    assert_refused(sconce_here("serve", run, "--api-key", "", "--port", 0, *CPU), "--api-key: found an empty text")
+
+
 def test_diverged_training_stops_and_keeps_the_last_checkpoint(run):
     done = resume(
         run,

@@ -77,3 +77,7 @@ def test_what_cannot_be_reported_is_one_line(run, home):
     assert "exists and is no report" in refused(run, "--out", home / "corpus.txt")
     assert "no such folder" in refused(run, "--out", home / "nowhere/report.html")
     assert "corpus.txt" in refused(home / "corpus.txt")
+    page = run / "report.html"
+    page.unlink(missing_ok=True)
+    assert refused(run, "--png", home / "corpus.txt").endswith("corpus.txt: File exists\n")
+    assert not page.exists()

@@ -221,6 +221,26 @@ def test_a_refusal_names_the_parameter(client):
     assert refused.value.param == "messages.0.role"
 
 
+@pytest.mark.parametrize(
+    ("asked", "param", "says"),
+    [
+        ({"stop": ""}, "stop", "stop: String should have at least 1 character; stop: Input should be a valid list"),
+        ({"prompt": [1, "a"]}, "prompt", "prompt.1: Input should be a valid"),
+        ({"logit_bias": {"1": 3}}, "logit_bias", "logit_bias: not supported here"),
+        ({"echo": True}, "echo", "echo: not supported here"),
+        ({"best_of": 2}, "best_of", "best_of: not supported here"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty", "frequency_penalty: not supported here"),
+        ({"temprature": 1}, "temprature", "temprature: Extra inputs"),
+        ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "Extra inputs"),
+    ],
+)
+def test_a_refusal_names_parameters_and_no_types(server, asked, param, says):
+    answer = httpx.post(f"{server}/v1/completions", json={"prompt": "a", **asked}).json()["error"]
+    assert answer["param"] == param
+    assert says in answer["message"]
+    assert "[" not in answer["message"]
+
+
 def test_who_finds_the_line_full_may_come_again(server):
     long = {"prompt": "a", "max_tokens": 500, "stream": True, "temperature": 2, "n": 40}
     with httpx.stream("POST", f"{server}/v1/completions", json=long) as answer:

@@ -36,6 +36,19 @@ def test_a_batch_changes_nothing(run, backend):
         log_likelihoods(model, [([1], [5] * 129)], 1)
 
 
+def test_it_is_said_how_many_questions_lost_their_beginning(run, caplog):
+    model = sconce.load(run, backend=INSTALLED[-1])
+    log_likelihoods(model, [([5] * 120, [6] * 9), ([5], [6] * 128), ([5] * 128, [6])], 2)  # 128 are put in, 1 is not
+    assert not caplog.messages
+    log_likelihoods(model, [([5] * 120, [6] * 10), ([5], [6]), ([5] * 128, [6, 7])], 2)
+    assert "2 of 3 questions do not fit the model's 128 positions" in caplog.messages[0]
+    ids = len(model.encode("a lamp"))
+    write_continuations(model, [("a lamp", {"max_gen_toks": 128 - ids})], 1, 0)
+    assert len(caplog.messages) == 1
+    write_continuations(model, [("a lamp", {"max_gen_toks": 129 - ids}), ("", {"max_gen_toks": 1})], 1, 0)
+    assert "1 of 2 questions do not fit" in caplog.messages[1]
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
