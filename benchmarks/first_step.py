@@ -2,8 +2,9 @@
 
     python benchmarks/first_step.py [--backend cpu|mlx|cuda] [--shape M] [--precision fp32|bf16]
 
-Each measurement is a process of its own whose TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR are new and empty; of it,
-only the first update counts, not the import of the framework. Then once more with what the first left there.
+Each measurement is a process of its own whose TMPDIR, TORCHINDUCTOR_CACHE_DIR and TRITON_CACHE_DIR are new and empty
+(PyTorch keeps its precompiled headers in the first of them whatever the others say); of it, only the first update
+counts, not the import of the framework. Then once more with what the first left there.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from shapes import SHAPES, spec_of
@@ -50,7 +52,8 @@ def main() -> None:
         print("{:.1f} s, {:.1f} s of processor time in this process".format(*first_step(arguments)))
         return
     with tempfile.TemporaryDirectory() as empty:
-        caches = {name: f"{empty}/{name}" for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        caches = {name: f"{empty}/{name}" for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+        Path(caches["TMPDIR"]).mkdir()
         for label in ("from nothing", "once more"):
             command = [sys.executable, __file__, *sys.argv[1:], "--here"]
             done = subprocess.run(command, env={**os.environ, **caches}, check=True, capture_output=True, text=True)

@@ -93,6 +93,7 @@ def test_multiplied_without_gradients(monkeypatch, quick, rows, dtype):
 @pytest.fixture(params=[True, False], ids=["fbgemm", "without"])
 def fbgemm(request, monkeypatch):
     """Whether FBGEMM packs what stays as it is; some processors and some builds of PyTorch have none."""
+    monkeypatch.setattr(products, "MOST_FILLED", float("inf"))
     if not request.param:
         monkeypatch.setattr(products, "FBGEMM", ())
     elif torch.backends.quantized.engine not in products.FBGEMM:
@@ -100,12 +101,24 @@ def fbgemm(request, monkeypatch):
     return request.param
 
 
+def test_what_is_packed(fbgemm, monkeypatch):
+    weight = draw(8, 384, dtype=torch.bfloat16)
+    assert isinstance(products.product_with(weight, None), products._Packed) == fbgemm
+    assert not isinstance(products.product_with(weight.float(), None), products._Packed)
+    monkeypatch.undo()  # as it is: what would be filled up by more than a third is not packed
+    monkeypatch.setattr(products, "CPU_MULTIPLIES", {torch.bfloat16: False})
+    packs = torch.backends.quantized.engine in products.FBGEMM
+    for inputs, little in ((384, True), (512, True), (768, True), (1100, False), (128, False)):
+        product = products.product_with(draw(8, inputs, dtype=torch.bfloat16), None)
+        assert isinstance(product, products._Packed) == (packs and little)
+
+
 def eye(size, dtype):
     return torch.eye(size, dtype=dtype)
 
 
 @pytest.mark.usefixtures("fbgemm")
-@pytest.mark.parametrize("largest", [2.0**-100, 2.0**-12, 1.0, 2.0**15, 2.0**100])
+@pytest.mark.parametrize("largest", [2.0**-48, 2.0**-12, 1.0, 2.0**15, 2.0**100])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_weight_that_stays_is_every_number_it_was(dtype, largest):
     """A row of the identity picks numbers out, in any dtype; the smallest are 2^-32 of the largest."""
@@ -141,6 +154,13 @@ def test_multiplied_by_a_weight_that_stays(fbgemm, dtype, scale, bias, rows):
     np.testing.assert_allclose(ours.double().numpy(), expected, **rounding)
     exact = {"rtol": 1e-5, "atol": 1e-5 * scale}
     np.testing.assert_allclose(wide.double().numpy(), expected, **(exact if fbgemm else rounding))
+
+
+@pytest.mark.usefixtures("fbgemm")
+def test_a_bias_beside_tiny_weights():
+    weight, bias = torch.full((2, 4), 2.0**-110, dtype=torch.bfloat16), torch.tensor([300, -3]).bfloat16()
+    ours = products.product_with(weight, bias)(torch.ones(1, 4))
+    np.testing.assert_array_equal(ours.numpy(), [[300, -3]])
 
 
 @pytest.mark.usefixtures("fbgemm")

@@ -2,11 +2,18 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from importlib import import_module
+from threading import Thread
 from typing import ParamSpec, TypeVar
 
 import torch
 import torch._dynamo.config as dynamo
+import torch._inductor.config as inductor
 from torch._dynamo.exc import BackendCompilerFailed
+
+from sconce_torch.products import X86
 
 log = logging.getLogger("sconce")
 SHAPES = 64
@@ -14,14 +21,40 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+SMALLEST = """
+#include <torch/csrc/inductor/cpp_prefix.h>
+extern "C" void kernel(float* out_ptr0) { at::vec::Vectorized<float>(0.0f).store(out_ptr0); }
+"""
+
+
+def _begin_with_headers() -> None:
+    """Compile a kernel, beside what else is to be done before the first of the model's.
+
+    With it PyTorch precompiles its headers, once a machine, which takes 6 seconds and else holds all kernels up.
+    """
+    compiler = import_module("torch._inductor.async_compile").AsyncCompile()
+
+    def compile_smallest() -> None:
+        with suppress(Exception):  # the model's first kernel will meet it, too
+            compiler.cpp_pybinding(["float*"], SMALLEST)
+
+    Thread(target=copy_context().run, args=(compile_smallest,), daemon=True).start()
+
+
 class Compiler:
     """Compiles functions for fixed shapes, each at the first call with them, until that has failed once."""
 
-    def __init__(self, *, wanted: bool) -> None:
+    def __init__(self, *, wanted: bool, device: torch.device) -> None:
         # Each stage of a run may have shapes of its own, and each shape a layer and the last norm; beyond the limit, 8,
         # PyTorch would go on uncompiled.
         dynamo.recompile_limit = max(dynamo.recompile_limit, 2 * SHAPES)
+        # Else PyTorch compiles a program to see whether vectors work, and starts another Python to load it: seconds of
+        # the first step, for what on x86 every compiler has that knows PyTorch's C++.
+        if inductor.cpp.vec_isa_ok is None and X86:
+            inductor.cpp.vec_isa_ok = True
         self.works = wanted
+        if wanted and device.type == "cpu":
+            _begin_with_headers()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """`function`, compiled as long as that works. Raises BackendCompilerFailed, as a backward pass may, too."""

@@ -25,7 +25,8 @@ def laid_out(weight: Tensor) -> Tensor:
 def join(dtype: torch.dtype, *layers: Linear) -> Product:
     """What all of `layers` make of one input, side by side, from copies of their weights."""
     biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
-    weight = laid_out(torch.cat([layer.weight.detach() for layer in layers]).to(dtype))
+    weights = [layer.weight.detach().to(dtype) for layer in layers]
+    weight = laid_out(weights[0] if len(weights) == 1 else torch.cat(weights))
     return product_with(weight, torch.cat(biases).to(dtype) if biases else None)
 
 
@@ -83,14 +84,14 @@ def make_layer(block: Block, dtype: torch.dtype) -> Layer:
 
 
 class DecodeWeights:
-    """What a decoder multiplies by, in the model's dtype; its norms, float32."""
+    """What a decoder multiplies by, in the run's precision; its norms, float32."""
 
     def __init__(self, model: Model, spec: ModelSpec) -> None:
         self.spec = spec
         blocks = [block for block in model.model.layers if isinstance(block, Block)]
         self.layers = [make_layer(block, model.dtype) for block in blocks]
         self.embedding = model.model.embed_tokens.weight.detach().to(model.dtype)
-        self.dtype = computed_in(model.dtype, self.device)  # of what is multiplied
+        self.dtype = computed_in(model.dtype, self.device)  # of activations
         self.norm = quick_norm(model.model.norm)
         head = model.lm_head
         self.head = product_with(self.embedding, None) if head is None else join(model.dtype, head)

@@ -1,4 +1,4 @@
-"""A model in PyTorch to be used and not trained: one copy of its weights, in the compute dtype."""
+"""A model in PyTorch to be used and not trained: its weights in the compute dtype, as decoding joined them."""
 
 import numpy as np
 import torch

@@ -79,7 +79,8 @@ class TorchLearner:
         self.device = device
         if device.type == "cpu":  # where whoever recomputes is short of memory
             keep_freed_memory(keep=not run.recompute_every)
-        self.compiler = compiler = Compiler(wanted=run.compile if run.compile is not None else device.type == "cuda")
+        wanted = run.compile if run.compile is not None else device.type == "cuda"
+        self.compiler = compiler = Compiler(wanted=wanted, device=device)
         with torch.device(device):
             self.model = Model(spec, run, compiler)
         self.params = dict(self.model.named_parameters())

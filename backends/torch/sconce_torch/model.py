@@ -113,7 +113,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
         self.v_proj = Linear(spec.hidden_size, kv_size, spec.attention_bias)
         self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias and spec.attention_output_bias)
-        self.qkv_proj: nn.Module | None = None  # the first three in one, of a model that is only used
+        self.qkv_proj: nn.Module | None = None  # those three in one, set where a model is not trained
         self.sizes = q_size, kv_size, kv_size
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
@@ -171,17 +171,16 @@ class MLP(nn.Module):
         self.gate_proj = Linear(hidden, ffn, bias) if spec.mlp == "gated" else None
         self.up_proj = Linear(hidden, ffn, bias)
         self.down_proj = Linear(ffn, hidden, bias)
-        self.gate_up_proj: nn.Module | None = None  # both in one, of a model that is only used
+        self.gate_up_proj: nn.Module | None = None  # both in one, set where a model is not trained
         self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate_up_proj is not None:
             gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        elif self.gate_proj is not None:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        else:
+            return self.down_proj(self.activation(gate).mul_(up))
+        if self.gate_proj is None:
             return self.down_proj(self.activation(self.up_proj(x)))
-        return self.down_proj(self.activation(gate) * up)
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ them decoding 8 rows takes 0.7 to 0.85 of the time (AVX2, PyTorch 2.13, 384 and 
 
 By 16-bit weights that stay as they are, FBGEMM multiplies float32 without a float32 copy of them: the weights of a
 model 384 wide times one row take 0.8 of the emulation's time, times 8 rows 0.35 of what casting them takes; 1,024 wide
-0.5 and 0.14.
+0.5 and 0.14. It fills up the numbers of inputs to a multiple of 512, in memory, too.
 """
 
 import platform
@@ -23,7 +23,10 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 EMULATED_ROWS = 4  # up to which emulation is quicker than casting the weight
 ONEDNN_ROWS = 32  # up to which oneDNN is quicker than MKL
-FBGEMM = ("x86", "fbgemm")  # PyTorch's names for it, where the processor has what it needs
+X86 = platform.machine() in ("x86_64", "AMD64")
+FBGEMM = ("x86", "fbgemm") if X86 else ()  # PyTorch's names for it, where the processor has what it needs
+PADDED = 512  # to a multiple of which FBGEMM fills up the numbers of inputs
+MOST_FILLED = 0.35  # of them; beyond, memory counts more
 
 
 def _cpu_multiplies(name: str) -> bool:
@@ -38,7 +41,7 @@ CPU_MULTIPLIES = {
 }
 ONEDNN_IS_QUICKER = (
     torch.backends.mkldnn.is_available()
-    and platform.machine() in ("x86_64", "AMD64")  # elsewhere nobody has looked
+    and X86  # elsewhere nobody has looked
     and torch.get_num_threads() > 1
 )
 
@@ -75,32 +78,35 @@ Product = Callable[[Tensor], Tensor]
 
 
 def product_with(weight: Tensor, bias: Tensor | None) -> Product:
-    """`linear` by a weight that stays as it is, without gradients; x may also be of what that is `computed_in`."""
-    if emulated(weight.dtype, weight.device) and torch.backends.quantized.engine in FBGEMM and weight.isfinite().all():
-        return _Packed(weight, bias)
+    """`linear` by a weight that stays as it is, without gradients and for x of any dtype."""
+    filled = -weight.shape[1] % PADDED / weight.shape[1]
+    if emulated(weight.dtype, weight.device) and torch.backends.quantized.engine in FBGEMM and filled <= MOST_FILLED:
+        largest = weight.abs().max()
+        if largest.isfinite():
+            return _Packed(weight, bias, largest)
     return lambda x: multiply(x.to(weight.dtype), weight, bias).to(x.dtype)
 
 
 class _Packed:
     """A product by a 16-bit weight that FBGEMM packs, and widens in the processor's registers.
 
-    It packs float16. A bfloat16 weight is scaled by the power of 2 that takes its largest number below 2^16: what is
-    less than 2^-32 of that then differs by at most 2^-40 of it, and all else is as it was.
+    It packs float16. A bfloat16 weight is scaled by the power of 2, 2^64 at most, that takes its largest number below
+    2^16: what is less than 2^-32 of that then differs by at most 2^-40 of it, and all else is as it was.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        wide = weight.float()
-        _, exponent = torch.frexp(wide.abs().max())
-        self.scale = 1.0 if weight.dtype == torch.float16 else 2.0 ** min(16 - int(exponent), 120)
-        offset = None if bias is None else bias.float() * self.scale
-        self.packed = torch.ops.quantized.linear_prepack_fp16(wide.mul_(self.scale), offset)
+    def __init__(self, weight: Tensor, bias: Tensor | None, largest: Tensor) -> None:
+        _, exponent = torch.frexp(largest.float())
+        scale = 1.0 if weight.dtype == torch.float16 else 2.0 ** min(16 - int(exponent), 64)
+        offset = None if bias is None else bias.float() * scale
+        self.packed = torch.ops.quantized.linear_prepack_fp16(weight.float().mul_(scale), offset)
+        self.unscale = torch.tensor(1 / scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():  # for which the packed weight would be asked, in 10 microseconds
+        # Else PyTorch looks for overrides in the packed weight, for 10 microseconds.
+        with torch._C.DisableTorchFunctionSubclass():
             product = torch.ops.quantized.linear_dynamic_fp16(x.float(), self.packed)
-        if self.scale != 1:
-            product.mul_(1 / self.scale)
-        return product.to(x.dtype)
+        product *= self.unscale
+        return product if x.dtype == torch.float32 else product.to(x.dtype)
 
 
 def matmul(left: Tensor, right: Tensor) -> Tensor:
@@ -126,6 +132,17 @@ def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Tensor | Non
     return out_BNTD.to(dtype)
 
 
+@torch.library.custom_op("sconce::rounded", mutates_args=())
+def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """In float32, rounded to `dtype`. An operation of its own: torch.compile would write a program for each shape."""
+    return weight.to(dtype).float()
+
+
+@_rounded.register_fake
+def _(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(weight, dtype=torch.float32)
+
+
 class _Linear(torch.autograd.Function):
     """Keeps x in its 16 bits for the gradient; autograd would keep the float32 copy."""
 
@@ -133,12 +150,12 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         rounded_bias = None if bias is None else bias.to(x.dtype).float()
-        return F.linear(x.float(), weight.to(x.dtype).float(), rounded_bias).to(x.dtype)
+        return F.linear(x.float(), _rounded(weight, x.dtype), rounded_bias).to(x.dtype)
 
     @staticmethod
     def backward(ctx: BackwardCFunction, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = cast(tuple[Tensor, Tensor], ctx.saved_tensors)
         grad_NO = grads[0].flatten(0, -2).float()
-        grad_x = (grad_NO @ weight.to(x.dtype).float()).to(x.dtype).view_as(x)
+        grad_x = (grad_NO @ _rounded(weight, x.dtype)).to(x.dtype).view_as(x)
         grad_weight = grad_NO.T @ x.flatten(0, -2).float()
         return grad_x, grad_weight, grad_NO.sum(0) if ctx.needs_input_grad[-1] else None
