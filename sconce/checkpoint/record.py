@@ -205,11 +205,9 @@ def read_manifest(folder: Path) -> Checkpoint:
         raise DamagedCheckpointError(f"{folder}: no {MANIFEST}, so it was never finished") from None
     except (ValueError, RecursionError):
         raise DamagedCheckpointError(f"{path}: not JSON") from None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or content.keys().isdisjoint(("step", "cursor")):  # a tokenizer's, say
         raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest")
     manifest = cast(dict[str, object], content)
-    if manifest.keys().isdisjoint(("step", "cursor")):
-        raise DamagedCheckpointError(f"{path}: not a checkpoint's manifest")
     if manifest.pop("sha256", None) != _checksum(manifest):
         raise DamagedCheckpointError(f"{path}: not as it was written (its checksum does not match)")
     if manifest.get("format") != FORMAT:

@@ -92,8 +92,8 @@ def write_continuations(
 def _warn_of_cut(cut: Sequence[bool], positions: int) -> None:
     if any(cut):
         log.warning(
-            "%d of %d questions do not fit the model's %d positions and lost their beginning, or some examples: "
-            "fewer of them, or a model of more positions, would keep it",
+            "%d of %d questions do not fit the model's %d positions and lost their beginning; "
+            "fewer examples before them might keep it",
             sum(cut),
             len(cut),
             positions,

@@ -316,9 +316,13 @@ def _event(value: dict[str, object]) -> str:
 
 def _describe(faults: list[ErrorDetails]) -> str:
     """The first few faults, in one line."""
-    parts = [f"{place or 'body'}: {NEUTRAL.get(place, fault['msg'])}" for fault in faults for place in [_place(fault)]]
-    told = list(dict.fromkeys(parts))
+    told = list(dict.fromkeys(map(_say, faults)))  # of a parameter of several types each may say the same
     return "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+
+
+def _say(fault: ErrorDetails) -> str:
+    place = _place(fault)
+    return f"{place or 'body'}: {'not supported here: leave it out' if place in NEUTRAL else fault['msg']}"
 
 
 def _place(fault: ErrorDetails) -> str:

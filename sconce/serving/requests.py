@@ -12,6 +12,7 @@ from sconce.generation.sampling import Sampling
 
 MAX_CHOICES = 128
 MAX_STOPS = 16
+NEUTRAL_ONLY = "neutral only"  # marks what has one value here, as any other would have to do something
 
 Ids = Annotated[list[int], Field(min_length=1)]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -45,10 +46,9 @@ class Options(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None  # a name for the client's own records
-    # Only their neutral values (`NEUTRAL`): anything else would have to do something.
-    frequency_penalty: Literal[0] | None = None
-    presence_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    frequency_penalty: Annotated[Literal[0] | None, NEUTRAL_ONLY] = None
+    presence_penalty: Annotated[Literal[0] | None, NEUTRAL_ONLY] = None
+    logit_bias: Annotated[Annotated[dict[str, float], Field(max_length=0)] | None, NEUTRAL_ONLY] = None
 
     @model_validator(mode="after")
     def _check_stream(self) -> Self:
@@ -111,9 +111,9 @@ class CompletionRequest(Options):
     prompt: str | Annotated[list[str], Field(min_length=1)] | Ids | Annotated[list[Ids], Field(min_length=1)] = ""
     max_tokens: int | None = Field(default=None, ge=1)
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    suffix: Literal[""] | None = None
+    echo: Annotated[Literal[False] | None, NEUTRAL_ONLY] = None
+    best_of: Annotated[Literal[1] | None, NEUTRAL_ONLY] = None
+    suffix: Annotated[Literal[""] | None, NEUTRAL_ONLY] = None
 
     @property
     def texts(self) -> list[str | tuple[int, ...]]:
@@ -191,10 +191,12 @@ class ChatRequest(Options):
 NAMES = frozenset(
     name for model in (CompletionRequest, ChatRequest, StreamOptions, Message, Part) for name in model.model_fields
 )
-NEUTRAL = {
-    name: "not supported here: leave it out"
-    for name in ("frequency_penalty", "presence_penalty", "logit_bias", "echo", "best_of", "suffix")
-}
+NEUTRAL = frozenset(
+    name
+    for model in (CompletionRequest, ChatRequest)
+    for name, field in model.model_fields.items()
+    if NEUTRAL_ONLY in field.metadata
+)
 TURNS = ("\nUser:", "\nSystem:", "\nAssistant:")
 
 

@@ -49,8 +49,7 @@ def test_logits_losses_and_decoding(variation, precision):
     np.testing.assert_allclose(nats, reference.token_nats(expected, batch.targets), atol=3e-5)
     np.testing.assert_array_equal(hits, expected.argmax(-1) == batch.targets)
     decoder = model.decoder(len(batch.inputs), spec.max_position_embeddings)
-    for end in (5, 6, batch.inputs.shape[1]):
-        start = 0 if end == 5 else end - 1 if end == 6 else 6
+    for start, end in ((0, 5), (5, 6), (6, batch.inputs.shape[1])):
         found = decoder.feed(batch.inputs[:, start:end])
         np.testing.assert_allclose(found, expected[:, end - 1], atol=3e-5)
 
@@ -62,8 +61,7 @@ def test_no_matrix_is_held_in_float32(variation):
     assert isinstance(made, TorchLanguageModel)
     matrices = {name: held.dtype for name, held in made.model.named_parameters() if held.ndim == 2}
     assert matrices == {"model.embed_tokens.weight": torch.bfloat16}
-    products_held = [made.decode_weights.head]
-    products_held += [
-        made for layer in made.decode_weights.layers for made in (layer.qkv, layer.out, layer.up, layer.down)
-    ]
-    assert all(isinstance(product, products._Packed) for product in products_held)
+    held = [made.decode_weights.head]
+    for layer in made.decode_weights.layers:
+        held += [layer.qkv, layer.out, layer.up, layer.down]
+    assert all(isinstance(product, products._Packed) for product in held)
