@@ -444,7 +444,7 @@ class _Trainer:
             self.save(is_best=best is not None and best[0] == self.run.step)
 
     def sample(self) -> str | None:
-        """Let the model write, and keep what it wrote; None from a model whose logits are no numbers."""
+        """Let the model write, and keep what it wrote; None from a model that cannot."""
         run, options = self.run, self.run.config.runtime.sample
         prompt = run.tokenizer.encode(options.prompt) or [run.tokenizer.eos_id]
         ids = generate(
@@ -456,7 +456,8 @@ class _Trainer:
         )
         try:
             text = options.prompt + run.tokenizer.decode(list(ids))
-        except CheckpointError as error:  # to train it may be possible all the same, or `count_skips` ends it
+        # To train it may be possible all the same; `count_skips` ends it where the model is no numbers.
+        except (CheckpointError, OutOfMemoryError) as error:
             run.reporter.say(f"step {run.step}: no sample: {error}")
             return None
         run.folder.samples.mkdir(exist_ok=True)

@@ -207,13 +207,17 @@ def test_a_skipped_update_still_counts(backend):
 
 
 @pytest.mark.skipif("cpu" not in INSTALLED, reason="torch is not installed")
-def test_without_a_compiler_training_goes_on_and_says_so_once(monkeypatch, caplog):
+@pytest.mark.parametrize("missing", ["no C++ compiler here", "Cannot find a working triton installation"])
+def test_without_a_compiler_training_goes_on_and_says_so_once(missing, monkeypatch, caplog):
     import torch
     from torch._dynamo.exc import BackendCompilerFailed
+    from torch._inductor.exc import TritonMissing
 
     def compile_later(function, **_):
         def compile_now(*_):
-            raise BackendCompilerFailed(function, FileNotFoundError("no C++ compiler here"), None)
+            if "triton" in missing:
+                raise TritonMissing(None)
+            raise BackendCompilerFailed(function, FileNotFoundError(missing), None)
 
         return compile_now
 
@@ -228,4 +232,4 @@ def test_without_a_compiler_training_goes_on_and_says_so_once(monkeypatch, caplo
         assert a == b
     (said,) = (record.getMessage() for record in caplog.records if record.name == "sconce")
     assert "torch.compile does not work here" in said
-    assert "no C++ compiler here" in said
+    assert missing in said

@@ -2,6 +2,7 @@
 
 import json
 import re
+import weakref
 
 import pytest
 from commands import checkpoints, records, weights
@@ -183,6 +184,58 @@ def test_where_nothing_is_smaller_a_lost_update_is_not_saved(prepared, tmp_path,
     with pytest.raises(OutOfMemoryError, match=r"with 1 sequence\(s\) .* the last checkpoint is of step 5"):
         train(prepared, tmp_path / "a", backend, resume=True)
     assert checkpoints(tmp_path / "a")[-1] == "step-00000005"
+
+
+class Held:
+    """Stands for an array in a frame of the framework's caller."""
+
+
+def test_what_the_failed_computation_held_is_free_at_once(backend):
+    """While the error is on its way: what is done about it may need the memory."""
+    from importlib import import_module
+
+    out_of_memory = import_module(f"sconce_{backend.name}.memory").out_of_memory
+    alive = []
+
+    def compute():
+        held = Held()
+        alive.append(weakref.ref(held))
+        raise error_of(backend)
+
+    try:
+        with out_of_memory(intact=True):
+            compute()
+    except OutOfMemoryError:
+        assert alive[0]() is None
+    else:
+        pytest.fail("it must raise")
+
+
+def test_a_run_goes_on_without_the_sample_that_found_no_memory(prepared, tmp_path, backend, monkeypatch):
+    make = backend.learner
+
+    def learner(*arguments):
+        made = make(*arguments)
+        decoder = made.decoder
+
+        def full(rows, max_len):
+            made_for = decoder(rows, max_len)
+
+            def forward(*_):
+                raise error_of(backend)
+
+            made_for._forward = forward
+            return made_for
+
+        made.decoder = full
+        return made
+
+    monkeypatch.setattr(backend, "learner", learner, raising=False)
+    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+    reporter = train(prepared, tmp_path / "a", backend, "runtime.sample.every_n_steps=2", resume=False, stop_at=4)
+    assert [line.split(":")[0] for line in reporter.lines if "no sample" in line] == ["step 2", "step 4"]
+    assert checkpoints(tmp_path / "a")[-1] == "step-00000004"
+    assert not list((tmp_path / "a").glob("samples/*"))
 
 
 def test_other_errors_of_the_framework_stay_what_they_are(backend, monkeypatch):

@@ -122,7 +122,8 @@ class MLXLearner:
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
-        return MLXDecoder(DecodeWeights(self._filled_model(self.params), self.spec), rows, max_len)
+        with out_of_memory(intact=True):
+            return MLXDecoder(DecodeWeights(self._filled_model(self.params), self.spec), rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights, then slots, as float32 on the host."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from traceback import clear_frames
 
 from sconce.errors import OutOfMemoryError
 
@@ -17,7 +18,8 @@ def out_of_memory(*, intact: bool) -> Generator[None]:
         message = next(iter(str(error).splitlines()), "")
         if isinstance(error, RuntimeError) and not any(phrase in message for phrase in PHRASES):
             raise
+        # The error holds the frames, which hold the arrays that are to be freed; and the one below may hold the error.
+        clear_frames(error.__traceback__)
     else:
         return
-    # Outside the handler: the framework's error holds the frames, and they hold the arrays that are to be freed.
     raise OutOfMemoryError(message or "the host's memory is full", intact=intact)

@@ -1,4 +1,4 @@
-"""torch.compile that a machine without its tools, a C++ compiler or Triton, does without."""
+"""torch.compile that a machine without its tools, a C++ compiler or Triton, or a GPU too old for them does without."""
 
 import logging
 from collections.abc import Callable
@@ -11,12 +11,13 @@ from typing import ParamSpec, TypeVar
 import torch
 import torch._dynamo.config as dynamo
 import torch._inductor.config as inductor
-from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.exc import ShortenTraceback
 
 from sconce_torch.products import X86
 
 log = logging.getLogger("sconce")
 SHAPES = 64
+CompilingFailed = ShortenTraceback  # what a compiler raised, or that there is none
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,7 +58,7 @@ class Compiler:
             _begin_with_headers()
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
-        """`function`, compiled as long as that works. Raises BackendCompilerFailed, as a backward pass may, too."""
+        """`function`, compiled as long as that works. Raises CompilingFailed, as a backward pass may, too."""
         if not self.works:
             return function
         compiled: Callable[P, R] = torch.compile(function, dynamic=False)
@@ -67,9 +68,9 @@ class Compiler:
 
         return call
 
-    def give_up(self, error: BackendCompilerFailed) -> None:
+    def give_up(self, error: CompilingFailed) -> None:
         """Compile nothing more and say so; memory that did not suffice is no reason and is raised again."""
-        reason = error.inner_exception
+        reason = getattr(error, "inner_exception", error)
         if isinstance(reason, torch.OutOfMemoryError):
             raise reason from None
         log.warning(

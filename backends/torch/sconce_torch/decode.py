@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 
 from sconce.cache import CHUNK, Placement
 from sconce.spec import ModelSpec
 from sconce_torch.cache import Cache, Target
+from sconce_torch.memory import out_of_memory
 from sconce_torch.model import Block, Linear, Model, RMSNorm
-from sconce_torch.products import Product, attend, computed_in, product_with
+from sconce_torch.products import GROWING, Product, attend, computed_in, product_with
 
 
 def laid_out(weight: Tensor) -> Tensor:
@@ -115,6 +117,8 @@ class TorchDecoder:
         self.spec = weights.spec
         self.cache = Cache(weights.spec, weights.dtype, weights.device, max_len)
 
+    @out_of_memory(intact=True)
+    @sdpa_kernel(GROWING)
     @torch.inference_mode()
     def feed(
         self, tokens: NDArray[np.int32], *, first_row: int = 0, lengths: NDArray[np.int64] | None = None

@@ -5,6 +5,7 @@ import platform
 import resource
 import sys
 import time
+import warnings
 
 import torch
 
@@ -87,6 +88,8 @@ def open_backend(device: str) -> TorchBackend:
             "--backend cuda: PyTorch sees no CUDA device; check nvidia-smi, or install a CUDA build of torch"
         )
     use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
-    # fp32 means fp32: TF32 would round a product's factors to 11 bits. bf16 is there for speed.
+    # fp32 means fp32: TF32 would round a product's factors to 11 bits. bf16 is there for speed, whatever PyTorch's
+    # compiler advises.
     torch.set_float32_matmul_precision("highest")
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     return TorchBackend(torch.device("cuda" if use_cuda else "cpu"))

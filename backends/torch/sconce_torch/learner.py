@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed
 
 from sconce.backend import (
     INITIAL_LOSS_SCALE,
@@ -27,7 +26,7 @@ from sconce.dropout import row_keys
 from sconce.heap import give_back_free_memory, keep_freed_memory
 from sconce.optim import OptimSpec
 from sconce.spec import ModelSpec
-from sconce_torch.compile import Compiler
+from sconce_torch.compile import Compiler, CompilingFailed
 from sconce_torch.decode import DecodeWeights, TorchDecoder
 from sconce_torch.loss import nats_and_grads, score_targets, summed_nats
 from sconce_torch.memory import out_of_memory
@@ -105,7 +104,7 @@ class TorchLearner:
             while loss is None:
                 try:
                     loss = self._accumulate(batches, scalars, tokens, scale)
-                except BackendCompilerFailed as error:  # in any of its parts: again without all of them
+                except CompilingFailed as error:  # in any of its parts: again without all of them
                     self.compiler.give_up(error)
         with out_of_memory(intact=False):
             norm = self.optim.update(scalars.learning_rate, scalars.step, scale)
@@ -125,7 +124,8 @@ class TorchLearner:
 
     def decoder(self, rows: int, max_len: int) -> TorchDecoder:
         """A decoder over the present weights."""
-        return TorchDecoder(DecodeWeights(self.model, self.spec), rows, max_len)
+        with out_of_memory(intact=True):
+            return TorchDecoder(DecodeWeights(self.model, self.spec), rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights, then slots, as float32 on the host."""
@@ -186,4 +186,6 @@ class TorchLearner:
     def _put(self, array: NDArray[np.int32]) -> Tensor:
         """On CUDA through pinned memory, so that the host does not wait for what the device has queued."""
         host = torch.from_numpy(array)
-        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+        if self.device.type == "cuda":
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)

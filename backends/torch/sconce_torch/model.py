@@ -143,9 +143,10 @@ class Attention(nn.Module):
         q, k, v = self.project(x_BTH)
         if not self.fused or (context.keys_B is not None and self.dropout > 0):
             return self.merge(self._attend_in_full(q, k, v, context))
-        if q.is_cuda and (q.dtype == torch.float32 or context.biases):
+        groups = q.shape[1] // k.shape[1]
+        if q.is_cuda and groups > 1 and (q.dtype == torch.float32 or context.biases):
             # No fused CUDA kernel shares keys between heads in float32, and none that takes a bias.
-            k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+            k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
         if context.biases:
             # Merged one by one: the gradient needs each as it is, and of all together another copy would be kept.
             return torch.cat([self.merge(block) for block in attend_in_blocks(q, k, v, context.biases)], dim=1)

@@ -14,12 +14,14 @@ model 384 wide times one row take 0.8 of the emulation's time, times 8 rows 0.35
 
 import platform
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 EMULATED_ROWS = 4  # up to which emulation is quicker than casting the weight
 ONEDNN_ROWS = 32  # up to which oneDNN is quicker than MKL
@@ -27,6 +29,11 @@ X86 = platform.machine() in ("x86_64", "AMD64")
 FBGEMM = ("x86", "fbgemm") if X86 else ()  # PyTorch's names for it, where the processor has what it needs
 PADDED = 512  # to a multiple of which FBGEMM fills up the numbers of inputs
 MOST_FILLED = 0.35  # of them; beyond, memory counts more
+# Of CUDA's kernels for attention PyTorch takes the first that can, on an H100 cuDNN's. That one has no place where rows
+# are masked: under some masks it makes NaN of the queries' gradient (pytorch#196678, in 2.13). Nor where they grow
+# token by token: it makes a plan for every length.
+MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+GROWING = [SDPBackend.FLASH_ATTENTION, *MASKED]
 
 
 def _cpu_multiplies(name: str) -> bool:
@@ -126,9 +133,10 @@ def attend(q_BNTD: Tensor, k_BKSD: Tensor, v_BKSD: Tensor, *, mask: Tensor | Non
     if emulated(dtype, q_BNTD.device):
         q_BNTD, k_BKSD, v_BKSD = q_BNTD.float(), k_BKSD.float(), v_BKSD.float()
     shared = q_BNTD.shape[1] != k_BKSD.shape[1]
-    out_BNTD = F.scaled_dot_product_attention(
-        q_BNTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, enable_gqa=shared
-    )
+    with sdpa_kernel(MASKED) if mask is not None and q_BNTD.is_cuda else nullcontext():
+        out_BNTD = F.scaled_dot_product_attention(
+            q_BNTD, k_BKSD, v_BKSD, attn_mask=mask, is_causal=causal, enable_gqa=shared
+        )
     return out_BNTD.to(dtype)
 
 
