@@ -322,8 +322,8 @@ class RuntimeConfig(Section):
     loss_chunk: int | None = Field(
         default=None,
         ge=0,
-        description="Tokens whose logits are held at once; 0 for all. Default: a quarter of the micro-batch, but "
-        "at most 128 MiB of logits and at least 512 tokens.",
+        description="Tokens whose logits are held at once; 0 for all. Default: at least 512, and about a quarter of "
+        "the micro-batch but at most 128 MiB of logits, on CUDA 1 GiB of them.",
     )
     compile: bool | None = Field(default=None, description="Compile the step. Default: on a GPU, not on a CPU.")
     run_dir: Path | None = Field(default=None, description="Folder that the run owns; --run-dir wins.")

@@ -40,7 +40,8 @@ class Bench:
     `step` is until its figures are there. `forward_backward` is the difference between a step whose micro-batches are
     given twice and a plain one, `optimizer` what remains of the plain one. `data` is reading and hashing a step's rows,
     which a thread does meanwhile, and `data_wait` how long the step waited for it. `host` is processor time of the
-    calling thread until the call for an update returns; where that call computes, `host_seconds`.
+    calling thread until the call for an update returns; on CUDA of the process, as another of its threads hands out the
+    backward pass; where that call computes, `host_seconds`.
     """
 
     steps: int
@@ -113,19 +114,26 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
             first_step = first_step or done
             host.append(on_host)
             single.append(done)
+    host = host[WARM_UP:]
     assert batches is not None
     peak = run.backend.memory()  # now: a step of twice the micro-batches may need more
     pairs = max(2, steps // 2)
+    alone: list[float] = []
     once: list[float] = []
     twice: list[float] = []
     for step in range(begin + steps, begin + steps + pairs):
-        once.append(_update(run.learner, batches, scalars(step), clock)[1])
+        on_host, done = _update(run.learner, batches, scalars(step), clock, time.process_time)
+        alone.append(on_host)
+        once.append(done)
         twice.append(_update(run.learner, [*batches, *batches], scalars(step), clock)[1])
     whole = median(single[WARM_UP:])
     share = (median(twice) - median(once)) / median(once)
     forward_backward = whole * min(max(share, 0.0), 1.0)
-    if computes_on_its_host(run.backend.device()):
+    device = run.backend.device()
+    if computes_on_its_host(device):
         host = host_seconds(run, batches, steps)
+    elif device.kind == "cuda":
+        host = alone  # when nothing reads ahead any more
     rate = _spread([tokens / seconds for seconds in single[WARM_UP:]], 1.0)
     return Bench(
         steps=steps,
@@ -134,7 +142,7 @@ def bench_run(run: Run, steps: int, clock: Callable[[], float]) -> Bench:
         tokens_per_second=rate,
         data_ms=_spread(reading[WARM_UP:], 1e3),
         data_wait_ms=_spread(waits[WARM_UP:], 1e3),
-        host_ms=_spread(host[WARM_UP:], 1e3),
+        host_ms=_spread(host, 1e3),
         step_ms=_spread(single[WARM_UP:], 1e3),
         forward_backward_ms=1e3 * forward_backward,
         optimizer_ms=1e3 * (whole - forward_backward),
@@ -155,7 +163,7 @@ def host_seconds(run: Run, batches: Sequence[Batch], steps: int) -> list[float]:
     The same layers, parameters, micro-batches and chunks of the loss, all of the least size: what is left is Python
     and the calls of kernels, which do not depend on the sizes. So it is found where a call computes itself.
     """
-    compute, tokens = make_compute(run.config, run.spec), batches[0].inputs.size
+    compute, tokens = make_compute(run.config, run.spec, run.backend.device().kind), batches[0].inputs.size
     rows = -(-tokens // (compute.loss_chunk or tokens))  # as many chunks of the loss, a token each
     least = replace(
         run.spec,
@@ -171,19 +179,23 @@ def host_seconds(run: Run, batches: Sequence[Batch], steps: int) -> list[float]:
     ids = np.zeros((rows, 1), np.int32)
     one = Batch(ids, ids, None if batches[0].segments is None else ids)
     scalars = [StepScalars(step, 1e-3, 0) for step in range(WARM_UP + steps)]
-    return [_update(learner, [one] * len(batches), each, time.perf_counter)[0] for each in scalars]
+    return [_update(learner, [one] * len(batches), each, time.perf_counter)[0] for each in scalars][WARM_UP:]
 
 
 def _update(
-    learner: Learner, batches: Sequence[Batch], scalars: StepScalars, clock: Callable[[], float]
+    learner: Learner,
+    batches: Sequence[Batch],
+    scalars: StepScalars,
+    clock: Callable[[], float],
+    processor: Callable[[], float] = time.thread_time,
 ) -> tuple[float, float]:
-    """The thread's processor time until the call returned, and seconds until its figures were there.
+    """The thread's `processor` time until the call returned, and seconds until its figures were there.
 
     What of the update the device then still has to do, the next one pays for: over many it evens out.
     """
-    started, worked = clock(), time.thread_time()
+    started, worked = clock(), processor()
     pending = learner.step(batches, scalars)
-    worked = time.thread_time() - worked
+    worked = processor() - worked
     pending.read()
     return worked, clock() - started
 

@@ -51,7 +51,7 @@ class DeepVerifier:
         tokenizer = load_tokenizer(loaded.path / "tokenizer.json")
         rows, order = self._open_rows(config, tokenizer, loaded)
         spec = model_spec(config, tokenizer.vocab_size)
-        compute = replace(make_compute(config, spec), compile=False)
+        compute = replace(make_compute(config, spec, self._backend.device().kind), compile=False)
         return Witness(
             # Whatever the run's optimizer: a loss takes the weights alone.
             learner=self._backend.learner(spec, OptimSpec(), compute, loaded.weights),

@@ -28,7 +28,7 @@ GIB = 2**30
 
 def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
     """What the memory of a run's steps depends on, where they are largest: shorter rows are never more tokens."""
-    options, stages = make_compute(config, spec), ramp(config)
+    options, stages = make_compute(config, spec, device.kind), ramp(config)
     return Setting(
         spec=spec,
         optim=make_optim(config),
@@ -63,7 +63,7 @@ def fit_to_device(
         # An explicit micro-batch stands; the chunk that was in use goes with the recorded one.
         size, chunk, why = micro_batch_size(before), before.runtime.loss_chunk, "as before"
         if given is not None and given != size:
-            size, chunk, why = given, make_compute(config, spec).loss_chunk, "as the config says"
+            size, chunk, why = given, make_compute(config, spec, device.kind).loss_chunk, "as the config says"
     else:
         if given is not None:
             setting, why = make_setting(config, spec, device), "as the config says"

@@ -68,7 +68,7 @@ def _begin(run: Run, reporter: Reporter, certificate: bool) -> None:
         unchecked = "not checked; nothing shows that this is the run that was saved"
         found = check_certificate(run.witness, run.resumed_from) if certificate else unchecked
         reporter.say(f"certificate: {found}")
-    if (chunk := make_compute(run.config, run.spec).loss_chunk) is not None:
+    if (chunk := make_compute(run.config, run.spec, run.backend.device().kind).loss_chunk) is not None:
         reporter.say(f"loss: logits of {chunk:,} tokens at a time")
     if (note := describe_compiling(run)) is not None:
         reporter.say(note)

@@ -158,7 +158,7 @@ def plan_run(
         configured=configured,
         chosen=chosen,
         chosen_checkpointing=next(kind for kind, choice in choices.items() if choice is chosen),
-        cache_bytes=cache_memory(spec, make_compute(config, spec), 1, spec.max_position_embeddings),
+        cache_bytes=cache_memory(spec, make_compute(config, spec, device.kind), 1, spec.max_position_embeddings),
         total_tokens=tokens,
         configured_estimate=estimate(configured),
         chosen_estimate=estimate(chosen),

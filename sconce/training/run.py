@@ -327,7 +327,8 @@ class _InitialState(Mapping[str, NDArray[np.float32]]):
 def _make_learner(config: RunConfig, spec: ModelSpec, backend: Backend, loaded: LoadedCheckpoint | None) -> Learner:
     weights = InitialWeights(spec, config.runtime.seed) if loaded is None else loaded.weights
     with phase("making the model and its optimizer"):
-        learner = backend.learner(spec, make_optim(config), make_compute(config, spec), weights)
+        compute = make_compute(config, spec, backend.device().kind)
+        learner = backend.learner(spec, make_optim(config), compute, weights)
         if loaded is not None:
             learner.load(loaded.tensors, loaded.record.step, loaded.record.loss_scale)
     return learner

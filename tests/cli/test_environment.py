@@ -19,7 +19,7 @@ from sconce.training.recipe import make_compute
 def compute(**environment) -> ComputeOptions:
     config = load_preset("local_smoke")
     with mock.patch.dict(os.environ, environment):
-        return make_compute(config, model_spec(config, 1024))
+        return make_compute(config, model_spec(config, 1024), "cpu")
 
 
 def test_attn_backend_chooses_where_the_config_leaves_it_open():
@@ -28,12 +28,12 @@ def test_attn_backend_chooses_where_the_config_leaves_it_open():
     config = load_preset("local_smoke", ["runtime.attention_backend=fused"])
     for agrees in ("auto", "fused"):
         with mock.patch.dict(os.environ, ATTN_BACKEND=agrees):
-            assert make_compute(config, model_spec(config, 1024)).attention == "fused"
+            assert make_compute(config, model_spec(config, 1024), "cpu").attention == "fused"
     with (
         mock.patch.dict(os.environ, ATTN_BACKEND="reference"),
         pytest.raises(ConfigError, match=r"ATTN_BACKEND: found reference, and runtime\.attention_backend is fused"),
     ):
-        make_compute(config, model_spec(config, 1024))
+        make_compute(config, model_spec(config, 1024), "cpu")
     with pytest.raises(ConfigError, match="ATTN_BACKEND: found 'flash', expected one of auto, fused, reference"):
         compute(ATTN_BACKEND="flash")
 

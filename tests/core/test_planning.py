@@ -16,6 +16,7 @@ from sconce.planning.devices import known_names, named, of_backend
 from sconce.planning.memory import Setting, step_memory
 from sconce.planning.probe import BUDGET_SECONDS, matmul_flops_per_second
 from sconce.planning.utilization import Yardstick
+from sconce.training.recipe import default_loss_chunk
 
 SETTING = Setting(
     spec=make_spec(num_layers=8, max_position_embeddings=256),
@@ -31,6 +32,22 @@ SETTING = Setting(
 
 def sized(*sizes):
     return [replace(SETTING, micro_batch_size=size) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocab", "kind", "chunk"),
+    [
+        (3072, 4096, "cpu", 768),  # a quarter
+        (1024, 4096, "cpu", 512),  # the least
+        (512, 4096, "cpu", None),  # all that there is
+        (8192, 50304, "metal", 640),  # 128 MiB are 667 tokens: 13 chunks of 631, up to whole tiles
+        (8192, 50304, "cuda", 4096),  # 1 GiB is 5,336 tokens: two chunks
+        (8192, 32000, "cuda", None),  # 8,388 tokens
+        (8192, 128256, "cuda", 2048),  # 2,093 tokens
+    ],
+)
+def test_chunks_of_the_loss_are_even_and_bounded(tokens, vocab, kind, chunk):
+    assert default_loss_chunk(tokens, vocab, kind) == chunk
 
 
 def test_every_device_has_what_a_plan_needs():
