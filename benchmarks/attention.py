@@ -31,7 +31,8 @@ def serve(arguments: argparse.Namespace) -> None:
     rows, seq = arguments.rows, arguments.seq
     window = WINDOW if arguments.kind == "window" else None
     spec = replace(spec_of(SHAPES[arguments.shape]), max_position_embeddings=seq, sliding_window=window)
-    compute = ComputeOptions(compile=arguments.compile, loss_chunk=default_loss_chunk(rows * seq, spec.vocab_size))
+    chunk = default_loss_chunk(rows * seq, spec.vocab_size, arguments.backend)
+    compute = ComputeOptions(compile=arguments.compile, loss_chunk=chunk)
     backend = load_backend(arguments.backend)
     learner = backend.learner(spec, OptimSpec(), compute, InitialWeights(spec, 0))
     tokens = np.random.default_rng(0).integers(0, spec.vocab_size, (2, rows, seq)).astype(np.int32)

@@ -32,7 +32,7 @@ def first_step(arguments: argparse.Namespace) -> tuple[float, float]:
     compute = ComputeOptions(
         precision=arguments.precision,
         compile=True,
-        loss_chunk=default_loss_chunk(shape.rows * shape.seq, shape.vocab),
+        loss_chunk=default_loss_chunk(shape.rows * shape.seq, shape.vocab, arguments.backend),
     )
     learner = load_backend(arguments.backend).learner(spec, OptimSpec(), compute, InitialWeights(spec, 0))
     tokens = np.random.default_rng(0).integers(0, shape.vocab, (2, shape.rows, shape.seq)).astype(np.int32)

@@ -5,8 +5,9 @@
 
 Contestants take turns, a few steps each, so that a slower minute of the machine meets all of them: the figure to read
 is the median of the ratios to the first contestant, round by round; on a machine that has other work, the ratio by
-processor time. Each is a process of its own, with its own allocator's settings, whose peak memory is given: of the
-process on a CPU, of its arrays in MLX and on CUDA. Everybody computes Llama with AdamW, the
+processor time. On a GPU, whose memory would not hold them all, each does its rounds and leaves. Each is a process of
+its own, with its own allocator's settings, whose peak memory is given: of the process on a CPU, of its arrays in MLX
+and on CUDA. Everybody computes Llama with AdamW, the
 same betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all, and
 nanoGPT-style a GPT-2 of as many FLOPs, as people write it by hand. MFU is of a matrix product measured before, in the
 same precision, by the FLOPs of the spec: what is recomputed does not count.
@@ -76,7 +77,7 @@ def sconce_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
         precision=arguments.precision,
         compile=name.endswith("compiled"),
         recompute_every=1 if lean else 0,
-        loss_chunk=512 if lean else default_loss_chunk(shape.rows * shape.seq, shape.vocab),
+        loss_chunk=512 if lean else default_loss_chunk(shape.rows * shape.seq, shape.vocab, arguments.device),
     )
     optim = OptimSpec(beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
     hardware = "mlx" if arguments.framework == "mlx" else arguments.device
@@ -337,6 +338,12 @@ class Contestant:
                 return Taken(**json.loads(line.removeprefix(ANSWER)))
         raise SystemExit(f"{self.name} has ended")
 
+    def leave(self) -> None:
+        """End the process, and with it what it holds."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
 
 def contest(arguments: argparse.Namespace) -> None:
     """Be the contestant: a number of steps a line in, what they took a line out, until there is no more."""
@@ -364,16 +371,40 @@ def probe(arguments: argparse.Namespace) -> float:
     return matmul_flops_per_second(lambda size, count: backend.matmul_seconds(arguments.precision, size, count))
 
 
+Rounds = list[list[Taken]]  # of each contestant, round by round
+
+
+def in_turns(names: list[str], rounds: int) -> tuple[list[Taken], Rounds]:
+    """What the first step took, and what each round did."""
+    contestants = [Contestant(name) for name in names]
+    first = [contestant.run(1) for contestant in contestants]
+    for contestant in contestants:
+        contestant.run(1)
+    return first, [[contestant.run(STEPS) for contestant in contestants] for _ in range(rounds)]
+
+
+def one_by_one(names: list[str], rounds: int) -> tuple[list[Taken], Rounds]:
+    """The same, with one contestant at a time."""
+    first: list[Taken] = []
+    of_each: Rounds = []
+    for name in names:
+        contestant = Contestant(name)
+        first.append(contestant.run(1))
+        contestant.run(1)
+        of_each.append([contestant.run(STEPS) for _ in range(rounds)])
+        contestant.leave()
+    return first, [list(taken) for taken in zip(*of_each, strict=True)]
+
+
 def compete(arguments: argparse.Namespace) -> list[dict[str, object]]:
     from sconce.flops import count_flops
 
     names = [name for name in FRAMEWORKS[arguments.framework] if name not in arguments.without]
     speed = matmul_speed(arguments)  # before anybody computes
-    contestants = [Contestant(name) for name in names]
-    first = [contestant.run(1) for contestant in contestants]
-    for contestant in contestants:
-        contestant.run(1)
-    rounds = [[contestant.run(STEPS) for contestant in contestants] for _ in range(arguments.rounds)]
+    if arguments.device == "cuda":
+        first, rounds = one_by_one(names, arguments.rounds)
+    else:
+        first, rounds = in_turns(names, arguments.rounds)
     shape = shape_of(arguments)
     flops = count_flops(spec_of(shape), shape.seq).training
     rows = []
