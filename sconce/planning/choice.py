@@ -60,9 +60,10 @@ def best_choice(choices: list[Choice]) -> Choice:
     return max(fitting, key=lambda choice: choice.setting.micro_batch_size)
 
 
-def with_least_logits(setting: Setting) -> Setting:
-    """The setting with chunks of the loss as small as they may be, where it is cut at all."""
-    chunk = setting.options.loss_chunk
-    if chunk is None:
-        return setting
-    return replace(setting, options=replace(setting.options, loss_chunk=min(chunk, LEAST_CHUNK)))
+def with_fewer_logits(setting: Setting) -> Iterator[Setting]:
+    """The setting, and with half as many tokens' logits at once again and again, down to the least."""
+    yield setting
+    chunk = setting.options.loss_chunk or setting.tokens
+    while chunk > LEAST_CHUNK:
+        chunk = max(LEAST_CHUNK, chunk // 2)
+        yield replace(setting, options=replace(setting.options, loss_chunk=chunk))

@@ -15,7 +15,7 @@ from sconce.config import (
     to_json,
     with_micro_batch,
 )
-from sconce.planning.choice import choose_micro_batch, divisors
+from sconce.planning.choice import choose_micro_batch, divisors, with_fewer_logits
 from sconce.planning.devices import Device, of_backend
 from sconce.planning.memory import MLX_CPU_LANES, Setting, step_memory
 from sconce.spec import ModelSpec
@@ -43,10 +43,14 @@ def make_setting(config: RunConfig, spec: ModelSpec, device: Device) -> Setting:
     )
 
 
-def settings_by_size(config: RunConfig, spec: ModelSpec, device: Device) -> Iterator[Setting]:
-    """The setting with each micro-batch that divides the batch, the largest first."""
-    for size in divisors(ramp(config).largest_batch):
-        yield make_setting(with_micro_batch(config, size), spec, device)
+def settings_by_size(config: RunConfig, spec: ModelSpec, device: Device, given: int | None = None) -> Iterator[Setting]:
+    """The setting with each micro-batch that divides the batch, the largest first; or with the one that is given.
+
+    Where the config leaves the loss's chunks open, each also with smaller ones: they take time, but may make room.
+    """
+    for size in divisors(ramp(config).largest_batch) if given is None else (given,):
+        setting = make_setting(with_micro_batch(config, size), spec, device)
+        yield from with_fewer_logits(setting) if config.runtime.loss_chunk is None else (setting,)
 
 
 def fit_to_device(
@@ -59,18 +63,15 @@ def fit_to_device(
     """
     device = of_backend(info)
     given, before = given_micro_batch(config), _as_before(config, info, loaded)
-    if before is not None:
-        # An explicit micro-batch stands; the chunk that was in use goes with the recorded one.
+    # An explicit micro-batch stands; the chunk that was in use goes with the recorded one.
+    if before is not None and given in (None, micro_batch_size(before)):
         size, chunk, why = micro_batch_size(before), before.runtime.loss_chunk, "as before"
-        if given is not None and given != size:
-            size, chunk, why = given, make_compute(config, spec, device.kind).loss_chunk, "as the config says"
     else:
+        choice = choose_micro_batch(settings_by_size(config, spec, device, given), device.usable_bytes)
+        size, chunk = choice.setting.micro_batch_size, choice.setting.options.loss_chunk
+        why = "the most that fits" if choice.fits else "the least there is"
         if given is not None:
-            setting, why = make_setting(config, spec, device), "as the config says"
-        else:
-            choice = choose_micro_batch(settings_by_size(config, spec, device), device.usable_bytes)
-            setting, why = choice.setting, "the most that fits" if choice.fits else "the least there is"
-        size, chunk = setting.micro_batch_size, setting.options.loss_chunk
+            why = "as the config says"
     settled = with_micro_batch(config, size, chunk or 0)
     return settled, _describe(make_setting(settled, spec, device), device, why)
 

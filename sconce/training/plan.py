@@ -5,17 +5,17 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from sconce.config import RunConfig, given_micro_batch, precision, ramp, with_micro_batch
+from sconce.config import RunConfig, given_micro_batch, precision, ramp
 from sconce.config.resolve import model_spec
 from sconce.errors import ConfigError
 from sconce.flops import Flops, count_flops
-from sconce.planning.choice import Choice, best_choice, choose_micro_batch, with_least_logits
+from sconce.planning.choice import Choice, best_choice, choose_micro_batch
 from sconce.planning.devices import Device
-from sconce.planning.memory import cache_memory, step_memory
+from sconce.planning.memory import cache_memory
 from sconce.ramp import Ramp
 from sconce.spec import ModelSpec
 from sconce.tokenizer.bpe import load_tokenizer
-from sconce.training.fit import make_setting, settings_by_size
+from sconce.training.fit import settings_by_size
 from sconce.training.recipe import make_compute
 
 # Of the vendor's peak, or of the measured matrix product where there is none: what well-fed training usually reaches.
@@ -121,9 +121,7 @@ def plan_run(
     spec = model_spec(config, _vocab_size(config))
     configured = _as_trained(config, spec, device)
     choices = {
-        kind: choose_micro_batch(
-            map(with_least_logits, settings_by_size(_freed(config, kind), spec, device)), device.usable_bytes
-        )
+        kind: choose_micro_batch(settings_by_size(_freed(config, kind), spec, device), device.usable_bytes)
         for kind in CHECKPOINTING
     }
     chosen = best_choice(list(choices.values()))
@@ -189,12 +187,7 @@ def _vocab_size(config: RunConfig) -> int:
 
 def _as_trained(config: RunConfig, spec: ModelSpec, device: Device) -> Choice:
     """The micro-batch that the config gives; else the one that training would choose."""
-    given = given_micro_batch(config)
-    if given is None:
-        return choose_micro_batch(settings_by_size(config, spec, device), device.usable_bytes)
-    setting = make_setting(with_micro_batch(config, given), spec, device)
-    memory = step_memory(setting)
-    return Choice(setting, memory, memory.peak <= device.usable_bytes)
+    return choose_micro_batch(settings_by_size(config, spec, device, given_micro_batch(config)), device.usable_bytes)
 
 
 def _freed(config: RunConfig, checkpointing: str) -> RunConfig:

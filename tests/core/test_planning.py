@@ -11,7 +11,7 @@ import sconce.planning
 from sconce.backend import ComputeOptions, DeviceInfo
 from sconce.errors import ConfigError
 from sconce.optim import OptimSpec
-from sconce.planning.choice import best_choice, choose_micro_batch, divisors, smaller
+from sconce.planning.choice import best_choice, choose_micro_batch, divisors, smaller, with_fewer_logits
 from sconce.planning.devices import known_names, named, of_backend
 from sconce.planning.memory import Setting, step_memory
 from sconce.planning.probe import BUDGET_SECONDS, matmul_flops_per_second
@@ -48,6 +48,15 @@ def sized(*sizes):
 )
 def test_chunks_of_the_loss_are_even_and_bounded(tokens, vocab, kind, chunk):
     assert default_loss_chunk(tokens, vocab, kind) == chunk
+
+
+def test_fewer_logits_before_fewer_sequences():
+    """Half as many again and again, for as long as a product has 512 tokens."""
+    tried = list(with_fewer_logits(replace(SETTING, micro_batch_size=12)))
+    assert [setting.options.loss_chunk for setting in tried] == [None, 1536, 768, 512]
+    peaks = [step_memory(setting).peak for setting in tried]
+    assert peaks == sorted(peaks, reverse=True)
+    assert choose_micro_batch(iter(tried), peaks[2]).setting == tried[2]
 
 
 def test_every_device_has_what_a_plan_needs():
