@@ -111,7 +111,8 @@ class Decoder(Protocol):
         """Append (batch, n) token ids to the rows from `first_row` on; float32 logits (batch, vocab) after the last.
 
         With `lengths` (batch,) only so many of a row's tokens count and the rest are padding, for which there must be
-        room too; a row of which none counts has logits that mean nothing.
+        room too; a row of which none counts has logits that mean nothing. Raises OutOfMemoryError; the cache is then
+        not to be used any more.
         """
         ...
 
@@ -158,7 +159,10 @@ class Learner(Protocol):
         ...
 
     def decoder(self, rows: int, max_len: int) -> Decoder:
-        """A fresh decoder over a copy of the present weights for up to `rows` sequences of up to `max_len` tokens."""
+        """A fresh decoder over a copy of the present weights for up to `rows` sequences of up to `max_len` tokens.
+
+        Raises OutOfMemoryError, as its `feed` does; what it says of the state is of this learner's.
+        """
         ...
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:

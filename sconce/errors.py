@@ -1,5 +1,7 @@
 """What can go wrong through no fault of ours: one clear line for the user, exit code 2, no traceback."""
 
+from traceback import clear_frames
+
 
 class SconceError(Exception):
     """Bad input or a bad environment. The message says what, where, and what to do."""
@@ -35,6 +37,17 @@ class OutOfMemoryError(SconceError):
 
 class TrainingError(SconceError):
     """A run that cannot sensibly go on: the loss is no longer a number."""
+
+
+def let_go(error: BaseException) -> None:
+    """Empty the frames that an error came through, and those of the errors that it was raised in place of.
+
+    What they hold would else live until it is handled, as whatever is raised instead holds it in turn.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        clear_frames(cause.__traceback__)
+        cause = cause.__context__
 
 
 def in_short(value: object) -> str:

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sconce.errors import SconceError
@@ -18,9 +18,10 @@ if sys.platform == "darwin":
 def fsync_file(fd: int) -> None:
     """Force a file's bytes onto the medium; on macOS plain fsync stops at the drive's cache."""
     if sys.platform == "darwin":
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(fd)
+        with suppress(OSError):  # of a volume that does not know it, as some on a network do not
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(fd)
 
 
 def fsync_folder(folder: Path) -> None:

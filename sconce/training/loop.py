@@ -25,6 +25,7 @@ from sconce.interop.hf import loads_in_transformers
 from sconce.log import phase
 from sconce.planning.choice import smaller
 from sconce.schedule import learning_rate
+from sconce.training.awake import kept_awake
 from sconce.training.evaluate import Evaluation, evaluate
 from sconce.training.metrics import MetricsFile, Record, read_metrics
 from sconce.training.plot import loss_png
@@ -95,7 +96,7 @@ def train(run: Run, stop_at: int | None = None) -> Outcome:
     started_at = run.step
     run.reporter.start(run.step, total)
     try:
-        with catch_stop_signals() as request, _frozen_heap():
+        with catch_stop_signals() as request, _frozen_heap(), kept_awake():
             trainer.run_to(end, request)
             trainer.save_if_new()  # inside: a signal that comes only now must not end the save
             finished = run.step == total
@@ -458,6 +459,8 @@ class _Trainer:
             text = options.prompt + run.tokenizer.decode(list(ids))
         # To train it may be possible all the same; `count_skips` ends it where the model is no numbers.
         except (CheckpointError, OutOfMemoryError) as error:
+            if isinstance(error, OutOfMemoryError) and not error.intact:
+                raise
             run.reporter.say(f"step {run.step}: no sample: {error}")
             return None
         run.folder.samples.mkdir(exist_ok=True)

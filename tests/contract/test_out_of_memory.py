@@ -7,6 +7,7 @@ import weakref
 import pytest
 from commands import checkpoints, records, weights
 from in_process import train
+from tiny import INSTALLED
 
 from sconce.backend import Batch
 from sconce.errors import OutOfMemoryError
@@ -186,12 +187,38 @@ def test_where_nothing_is_smaller_a_lost_update_is_not_saved(prepared, tmp_path,
     assert checkpoints(tmp_path / "a")[-1] == "step-00000005"
 
 
+@pytest.mark.skipif("mlx" not in INSTALLED, reason="mlx is not installed")
+def test_a_device_that_says_it_late_is_believed_only_where_it_was_waited_for(monkeypatch):
+    """As Metal: an error may be of an earlier call, whose arrays are garbage; but in the first step of a shape."""
+    from tiny import make_spec, random_batch, random_weights
+
+    from sconce.backend import ComputeOptions, StepScalars, load_backend
+    from sconce.optim import OptimSpec
+    from sconce_mlx import learner as module
+
+    backend, spec = load_backend("mlx"), make_spec()
+    monkeypatch.setattr(module, "AT_ONCE", False)
+    learner = backend.learner(spec, OptimSpec(), ComputeOptions(), random_weights(spec))
+    small, large = random_batch(spec, rows=2), random_batch(spec, rows=4)
+    learner.step([small], StepScalars(0, 1e-3, seed=0)).read()
+
+    def full(*_):
+        raise error_of(backend)
+
+    monkeypatch.setattr(learner, "_nats_and_grads", full)
+    for batch, intact in ((small, False), (large, True)):
+        with pytest.raises(OutOfMemoryError) as caught:
+            learner.step([batch], StepScalars(1, 1e-3, seed=0))
+        assert caught.value.intact is intact
+
+
 class Held:
     """Stands for an array in a frame of the framework's caller."""
 
 
-def test_what_the_failed_computation_held_is_free_at_once(backend):
-    """While the error is on its way: what is done about it may need the memory."""
+@pytest.mark.parametrize("in_place_of", [None, ValueError])
+def test_what_the_failed_computation_held_is_free_at_once(backend, in_place_of):
+    """While the error is on its way: what is done about it may need the memory. A compiler wraps it, for one."""
     from importlib import import_module
 
     out_of_memory = import_module(f"sconce_{backend.name}.memory").out_of_memory
@@ -200,11 +227,14 @@ def test_what_the_failed_computation_held_is_free_at_once(backend):
     def compute():
         held = Held()
         alive.append(weakref.ref(held))
-        raise error_of(backend)
+        raise in_place_of() if in_place_of else error_of(backend)
 
     try:
         with out_of_memory(intact=True):
-            compute()
+            try:
+                compute()
+            except ValueError:
+                raise error_of(backend) from None
     except OutOfMemoryError:
         assert alive[0]() is None
     else:

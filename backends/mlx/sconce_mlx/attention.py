@@ -1,8 +1,8 @@
 """Who sees whom, and training attention whose memory is linear in the sequence length.
 
-MLX's fused kernel has no gradient on Metal: differentiated, it makes every score at once, (B, N, T, T). Blocks of
-queries skip the future, which is half of them, and in long sequences compute them again for their gradient, so that
-one block's scores are held at a time.
+Differentiated, MLX's fused kernel makes every score at once, (B, N, T, T): on a CPU, and on Metal with a mask or before
+version 0.32. Blocks of queries skip the future, which is half of them, and in long sequences compute them again for
+their gradient, so that one block's scores are held at a time.
 """
 
 from collections.abc import Sequence

@@ -76,5 +76,8 @@ def open_backend(device: str) -> MLXBackend:
     if mx.metal.is_available():
         # Otherwise macOS may page out weights and moments that a step needs again at once. The cache of freed arrays
         # keeps MLX's own limit: with fixed shapes every step frees what the next one needs.
-        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
+        working_set = int(mx.device_info()["max_recommended_working_set_size"])
+        mx.set_wired_limit(working_set)
+        # MLX's own is half as much again: beyond the working set macOS swaps, and nothing says that memory is full.
+        mx.set_memory_limit(working_set)
     return MLXBackend()

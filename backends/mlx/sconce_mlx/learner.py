@@ -28,7 +28,7 @@ from sconce_mlx.blas import share_cores
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
 from sconce_mlx.lanes import lanes, shares
 from sconce_mlx.loss import score_targets, summed_nats
-from sconce_mlx.memory import out_of_memory
+from sconce_mlx.memory import AT_ONCE, out_of_memory
 from sconce_mlx.model import Model
 from sconce_mlx.optim import Optimizer, Tree, next_loss_scale
 
@@ -81,6 +81,7 @@ class MLXLearner:
         # A function each, for what is compiled belongs to the stream that it was traced on.
         functions = [mx.value_and_grad(self._summed_nats) for _ in self.lanes]
         self._of_lane = [mx.compile(function) if compiled else function for function in functions]
+        self.fits: set[tuple[int, ...]] = set()  # shapes of micro-batches that the device has held
         self.optim = Optimizer(spec, optim)
         self._update = mx.compile(self.optim.update) if compiled else self.optim.update
 
@@ -90,7 +91,13 @@ class MLXLearner:
         # An array and not a Python float: a compiled function freezes Python numbers into its trace.
         per_token = mx.array(1.0 / tokens)
         loss, grads, first_row = None, None, 0
-        with out_of_memory(intact=True):
+        # Where the device says it late, the first step of a shape, which is the one to fail, waits for it before
+        # anything is replaced. Of a later one nobody knows which arrays are sound.
+        waits = not AT_ONCE and batches[0].inputs.shape not in self.fits
+        if waits:
+            with out_of_memory(intact=False):
+                mx.synchronize()
+        with out_of_memory(intact=AT_ONCE or waits):
             for batch in batches:
                 keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
                 first_row += len(batch.inputs)
@@ -99,6 +106,9 @@ class MLXLearner:
                 loss = part if loss is None else loss + part
                 grads = part_grads if grads is None else _add(grads, part_grads)
                 mx.async_eval(loss, grads)  # one micro-batch's activations at a time
+            if waits:
+                mx.synchronize()
+                self.fits.add(batches[0].inputs.shape)
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
@@ -111,7 +121,7 @@ class MLXLearner:
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
-        with out_of_memory(intact=True):
+        with out_of_memory(intact=AT_ONCE):
             model, parts = self._filled_model(self.params), []
             for stream, rows in zip(self.lanes, shares(len(batch.inputs), len(self.lanes)), strict=False):
                 with mx.stream(stream):
@@ -122,7 +132,7 @@ class MLXLearner:
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
-        with out_of_memory(intact=True):
+        with out_of_memory(intact=AT_ONCE):
             return MLXDecoder(DecodeWeights(self._filled_model(self.params), self.spec), rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:

@@ -49,7 +49,9 @@ def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chun
             z = exponentials.sum(axis=-1, keepdims=True)
             total = total + ((mx.log(z) - target_logits) * scored).sum()
             at_target = (mx.exp(target_logits) / z - 1.0) * scored
-            grad = mx.put_along_axis(exponentials * (scored / z), picked, at_target, axis=-1).astype(x.dtype)
+            # Of x's dtype before the target's place is written, which copies all of it.
+            probabilities = (exponentials * (scored / z)).astype(x.dtype)
+            grad = mx.put_along_axis(probabilities, picked, at_target.astype(x.dtype), axis=-1)
             grads_x.append(grad @ weight)
             grad_weight_VH = grad_weight_VH + (grad.T @ x).astype(mx.float32)
         return total, mx.concatenate(grads_x), grad_weight_VH

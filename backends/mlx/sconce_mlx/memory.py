@@ -2,11 +2,15 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from traceback import clear_frames
 
-from sconce.errors import OutOfMemoryError
+import mlx.core as mx
+
+from sconce.errors import OutOfMemoryError, let_go
 
 PHRASES = ("Unable to allocate", "unable to allocate", "[metal::malloc]", "Insufficient Memory", "out of memory")
+
+# Metal says so when it comes to it: in a later call, be it of a later step, when what depended on it is garbage.
+AT_ONCE = not mx.metal.is_available()
 
 
 @contextmanager
@@ -18,8 +22,7 @@ def out_of_memory(*, intact: bool) -> Generator[None]:
         message = next(iter(str(error).splitlines()), "")
         if isinstance(error, RuntimeError) and not any(phrase in message for phrase in PHRASES):
             raise
-        # The error holds the frames, which hold the arrays that are to be freed; and the one below may hold the error.
-        clear_frames(error.__traceback__)
+        let_go(error)  # of the arrays that are to be freed
     else:
         return
     raise OutOfMemoryError(message or "the host's memory is full", intact=intact)

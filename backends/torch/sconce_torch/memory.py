@@ -2,9 +2,8 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from traceback import clear_frames
 
-from sconce.errors import OutOfMemoryError
+from sconce.errors import OutOfMemoryError, let_go
 
 PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
@@ -18,8 +17,7 @@ def out_of_memory(*, intact: bool) -> Generator[None]:
         message = next(iter(str(error).splitlines()), "")
         if isinstance(error, RuntimeError) and not any(phrase in message for phrase in PHRASES):
             raise
-        # The error holds the frames, which hold the arrays that are to be freed; and the one below may hold the error.
-        clear_frames(error.__traceback__)
+        let_go(error)  # of the arrays that are to be freed
     else:
         return
     raise OutOfMemoryError(message or "the host's memory is full", intact=intact)
