@@ -311,8 +311,8 @@ class RuntimeConfig(Section):
     attention_backend: Literal["auto", "fused", "reference"] = Field(
         default="auto",
         description="reference makes every probability as an array; fused asks the framework's own kernel, unless "
-        "there is dropout; auto is fused but for MLX from 256 tokens on, whose kernel has no gradient: it goes by "
-        "blocks. Or what ATTN_BACKEND says.",
+        "there is dropout; auto is fused but for MLX from 256 tokens on, whose gradient needs all probabilities: "
+        "it goes by blocks. Or what ATTN_BACKEND says.",
     )
     activation_checkpointing: str = Field(
         default="none",
@@ -322,8 +322,8 @@ class RuntimeConfig(Section):
     loss_chunk: int | None = Field(
         default=None,
         ge=0,
-        description="Tokens whose logits are held at once; 0 for all. Default: at least 512, and about a quarter of "
-        "the micro-batch but at most 128 MiB of logits, on CUDA 1 GiB of them.",
+        description="Tokens whose logits are held at once; 0 for all. Default: a quarter of the micro-batch, on "
+        "CUDA all of it, but at most 128 MiB of logits, on CUDA 1 GiB; less where memory is short; 512 at least.",
     )
     compile: bool | None = Field(default=None, description="Compile the step. Default: on a GPU, not on a CPU.")
     run_dir: Path | None = Field(default=None, description="Folder that the run owns; --run-dir wins.")

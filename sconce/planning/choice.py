@@ -34,7 +34,7 @@ def with_micro_batch(setting: Setting, size: int, loss_chunk: int | None) -> Set
 
 
 def choose_micro_batch(settings: Iterator[Setting], usable_bytes: int) -> Choice:
-    """The first of the settings, the largest micro-batch first, that fits; else the last of them."""
+    """The first of the settings, the one that trains fastest first, that fits; else the last of them."""
     choice: Choice | None = None
     for setting in settings:
         memory = step_memory(setting)
@@ -65,5 +65,5 @@ def with_fewer_logits(setting: Setting) -> Iterator[Setting]:
     yield setting
     chunk = setting.options.loss_chunk or setting.tokens
     while chunk > LEAST_CHUNK:
-        chunk = max(LEAST_CHUNK, chunk // 2)
+        chunk = max(LEAST_CHUNK, -(-chunk // 2))
         yield replace(setting, options=replace(setting.options, loss_chunk=chunk))

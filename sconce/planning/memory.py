@@ -255,6 +255,7 @@ def _loss_bytes(setting: Setting) -> int:
         logits = chunk * spec.vocab_size * (8 if act == 4 else 10)
         # A chunk's part, and the sum with it.
         return logits + (2 * 4 * table * min(setting.lanes, setting.micro_batch_size) if chunk < setting.tokens else 0)
+    # Compiled, 16 bits take 6 where a processor emulates them; a GPU needs 4.
     a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
     cast = table * act if act < 4 else 0
     return chunk * spec.vocab_size * a_token + (4 + act) * table + cast + 2 * setting.tokens * spec.hidden_size * act

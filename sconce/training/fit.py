@@ -59,7 +59,7 @@ def fit_to_device(
     """The config with micro-batch and loss_chunk settled, and a line that says how.
 
     What the config leaves open follows from the device's whole memory, or is the checkpoint's where the device and
-    all that matters are the same: a resumed run does what it would have done, bit for bit.
+    all that matters are the same: a resumed run does what it would have done.
     """
     device = of_backend(info)
     given, before = given_micro_batch(config), _as_before(config, info, loaded)

@@ -25,7 +25,6 @@ CHUNK_BYTES = 128 * 2**20  # of float32 logits
 # On CUDA more: every chunk reads and writes the head's whole gradient. By an H100's 600 TFLOP/s and 3.3 TB/s that takes
 # a tenth of the time of 4,096 tokens' products, and three quarters of 512 tokens'.
 CUDA_BYTES = 2**30
-TILE = 128  # tokens; a matrix product of less fills up to it
 
 
 def make_schedule(config: RunConfig, order: Order) -> Schedule:
@@ -134,10 +133,13 @@ def _loss_chunk(config: RunConfig, spec: ModelSpec, kind: str) -> int | None:
 def default_loss_chunk(tokens: int, vocab_size: int, kind: str) -> int | None:
     """How many tokens' logits a micro-batch of `tokens` makes at once on a device of that kind; None for all.
 
-    Chunks are as even as whole tiles allow: a shorter last one would be compiled anew.
+    As many as the bounds allow; or fewer, but no less than half, that leave no shorter last chunk: that would be
+    compiled anew.
     """
     cuda = kind == "cuda"
     most = (CUDA_BYTES if cuda else CHUNK_BYTES) // (4 * vocab_size)
-    chunks = max(1 if cuda else CHUNKS, -(-tokens // max(most, LEAST_CHUNK)))
-    chunk = max(LEAST_CHUNK, -(-tokens // (chunks * TILE)) * TILE)
-    return chunk if chunk < tokens else None
+    most = max(LEAST_CHUNK, min(most, tokens if cuda else -(-tokens // CHUNKS)))
+    if most >= tokens:
+        return None
+    sizes = range(most, max(most // 2, LEAST_CHUNK - 1), -1)
+    return next((size for size in sizes if tokens % size == 0), most)

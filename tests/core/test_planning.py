@@ -40,14 +40,24 @@ def sized(*sizes):
         (3072, 4096, "cpu", 768),  # a quarter
         (1024, 4096, "cpu", 512),  # the least
         (512, 4096, "cpu", None),  # all that there is
-        (8192, 50304, "metal", 640),  # 128 MiB are 667 tokens: 13 chunks of 631, up to whole tiles
-        (8192, 50304, "cuda", 4096),  # 1 GiB is 5,336 tokens: two chunks
+        (8192, 50304, "metal", 512),  # 128 MiB are 667 tokens
+        (8192, 50304, "cuda", 4096),  # 1 GiB is 5,336 tokens
         (8192, 32000, "cuda", None),  # 8,388 tokens
         (8192, 128256, "cuda", 2048),  # 2,093 tokens
+        (7907, 4096, "cpu", 1977),  # a prime: a shorter last chunk, whatever is chosen
     ],
 )
-def test_chunks_of_the_loss_are_even_and_bounded(tokens, vocab, kind, chunk):
+def test_chunks_of_the_loss(tokens, vocab, kind, chunk):
     assert default_loss_chunk(tokens, vocab, kind) == chunk
+
+
+@pytest.mark.parametrize(("kind", "bound"), [("cpu", 2**27), ("cuda", 2**30)])
+def test_chunks_of_the_loss_are_bounded_and_even(kind, bound):
+    for tokens in (1024, 3000, 4096, 6144, 10240, 16384, 65536):
+        for vocab in (300, 4096, 32000, 50304, 128256):
+            chunk = default_loss_chunk(tokens, vocab, kind) or tokens
+            assert chunk <= 512 or chunk * vocab * 4 <= bound
+            assert tokens % chunk == 0 or chunk <= 1023, (tokens, vocab)  # half of less would be fewer than 512
 
 
 def test_fewer_logits_before_fewer_sequences():

@@ -1,4 +1,4 @@
-"""What a GPU meets, shown without one: a step on a device that computes nothing, and which kernels may be used."""
+"""Of CUDA what shows without it: eager steps on a device that computes nothing, and which kernels attention asks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""torch.compile that a machine without its tools, a C++ compiler or Triton, or a GPU too old for them does without."""
+"""torch.compile, and going on without it where a C++ compiler or Triton is missing, or does not know the GPU."""
 
 import logging
 from collections.abc import Callable

@@ -31,7 +31,7 @@ PADDED = 512  # to a multiple of which FBGEMM fills up the numbers of inputs
 MOST_FILLED = 0.35  # of them; beyond, memory counts more
 # Of CUDA's kernels for attention PyTorch takes the first that can, on an H100 cuDNN's. That one has no place where rows
 # are masked: under some masks it makes NaN of the queries' gradient (pytorch#196678, in 2.13). Nor where they grow
-# token by token: it makes a plan for every length.
+# token by token: it makes a plan for every length. What is allowed is the process's, not the thread's.
 MASKED = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 GROWING = [SDPBackend.FLASH_ATTENTION, *MASKED]
 
