@@ -139,7 +139,9 @@ class MLXLearner:
         """Weights, then slots, as float32 on the host."""
         for name, _ in self.state_names:
             part, parameter = name.split("/", 1)
-            yield name, np.array(self._tree(part)[parameter])
+            with out_of_memory(intact=False):  # of an update that is only now waited for
+                tensor = np.array(self._tree(part)[parameter])
+            yield name, tensor
 
     def loss_scale(self) -> LossScale | None:
         """The present one; waits for the device."""
