@@ -192,7 +192,7 @@ class _Trainer:
                     raise
                 message = str(error)
             # Outside the handler: the error holds the frames, and they hold the arrays that are to be freed.
-            if not self.go_back():
+            if not self.go_back(message):
                 raise OutOfMemoryError(message, intact=False)
 
     def run_updates(self, data: Prefetcher[_StepData], end: int, request: StopRequest) -> None:
@@ -272,7 +272,7 @@ class _Trainer:
                 return config
         return None
 
-    def go_back(self) -> bool:
+    def go_back(self, reason: str) -> bool:
         """Take up the last checkpoint, or the beginning, in smaller micro-batches: what is on the device is not sound.
 
         False where there is nothing smaller; and on a stream, whose rows from before may be gone.
@@ -291,8 +291,9 @@ class _Trainer:
         self.tensorboard = _open_tensorboard(run) if self.tensorboard is not None else None
         self.throughput.restart()
         run.reporter.say(
-            f"step {failed}, or one just before: out of memory in mid-update with {size} sequences at a time; going on "
-            f"from step {run.step} with {micro_batch_at(fewer, run.step)}, and with as many an update as before"
+            f"step {failed}, or one just before: out of memory in mid-update with {size} sequences at a time "
+            f"({reason}); going on from step {run.step} with {micro_batch_at(fewer, run.step)}, and with as many an "
+            "update as before"
         )
         return True
 

@@ -131,11 +131,14 @@ def test_rows_that_grew_in_a_stage_are_what_to_change(prepared, tmp_path, backen
                 train(prepared, tmp_path / str(from_step), backend, *stages, resume=False)
 
 
+LOST = "[METAL] Command buffer execution failed: Insufficient Memory (00000008)"
+
+
 class Lost:
     """The loss of an update that the device could not finish, which shows only when it is read."""
 
     def __array__(self, dtype=None, copy=None):
-        raise RuntimeError("[METAL] Command buffer execution failed: Insufficient Memory (00000008)")
+        raise RuntimeError(LOST)
 
 
 def lose_updates(monkeypatch, backend, largest, from_step):
@@ -173,7 +176,10 @@ def test_a_lost_update_is_made_again_from_the_last_sound_state(
     lose_updates(monkeypatch, backend, largest=3, from_step=from_step)
     reporter = train(prepared, tmp_path / "b", backend, resume=False)
     assert reporter.text.count("out of memory") == 1
-    assert f"going on from step {back_to} with 3, and with as many an update as before" in reporter.text
+    reason = (
+        "[METAL] Command buffer execution failed: Insufficient Memory (00000008)" if backend.name == "mlx" else "full"
+    )
+    assert f"({reason}); going on from step {back_to} with 3, and with as many an update as before" in reporter.text
     assert weights(tmp_path / "a", 8) == weights(tmp_path / "b", 8)
     kept = [[(line["step"], line.get("loss")) for line in records(tmp_path / run)] for run in "ab"]
     assert kept[0] == kept[1]
@@ -210,6 +216,16 @@ def test_a_device_that_says_it_late_is_believed_only_where_it_was_waited_for(mon
         with pytest.raises(OutOfMemoryError) as caught:
             learner.step([batch], StepScalars(1, 1e-3, seed=0))
         assert caught.value.intact is intact
+
+
+@pytest.mark.skipif("mlx" not in INSTALLED, reason="mlx is not installed")
+@pytest.mark.parametrize("reason", ["Insufficient Memory (00000008)", "Caused GPU Timeout Error (00000002)"])
+def test_what_metal_says_of_a_command_that_is_too_large(reason):
+    from sconce_mlx.memory import out_of_memory
+
+    said = f"[METAL] Command buffer execution failed: {reason}"
+    with pytest.raises(OutOfMemoryError, match=re.escape(said)), out_of_memory(intact=False):
+        raise RuntimeError(said)
 
 
 class Held:

@@ -7,7 +7,16 @@ import mlx.core as mx
 
 from sconce.errors import OutOfMemoryError, let_go
 
-PHRASES = ("Unable to allocate", "unable to allocate", "[metal::malloc]", "Insufficient Memory", "out of memory")
+# The last two are of commands that took a Mac's GPU too long, for which smaller micro-batches are the remedy as well.
+PHRASES = (
+    "Unable to allocate",
+    "unable to allocate",
+    "[metal::malloc]",
+    "Insufficient Memory",
+    "out of memory",
+    "Caused GPU Timeout",
+    "Impacting Interactivity",
+)
 
 # Metal says so when it comes to it: in a later call, be it of a later step, when what depended on it is garbage.
 AT_ONCE = not mx.metal.is_available()
