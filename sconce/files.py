@@ -1,12 +1,13 @@
 """Files that appear whole or not at all, and the hashes that identify them."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from sconce.errors import SconceError
@@ -18,8 +19,12 @@ if sys.platform == "darwin":
 def fsync_file(fd: int) -> None:
     """Force a file's bytes onto the medium; on macOS plain fsync stops at the drive's cache."""
     if sys.platform == "darwin":
-        with suppress(OSError):  # of a volume that does not know it, as some on a network do not
+        try:
             fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOTTY):  # as a volume on a network may say
+                raise
+        else:
             return
     os.fsync(fd)
 

@@ -205,8 +205,9 @@ class _Trainer:
                 if batches is None:
                     break
                 queue.append(self.launch(batches))
-            except (OutOfMemoryError, DataError):
-                while queue:  # the updates before are done or under way, and sound
+            except (OutOfMemoryError, DataError) as error:
+                # The updates before are done or under way, and sound; or what is on the device is not.
+                while queue and (isinstance(error, DataError) or error.intact):
                     self.finish_update(queue.popleft())
                 raise
             run.step += 1

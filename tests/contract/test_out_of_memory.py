@@ -200,13 +200,20 @@ def test_a_device_that_says_it_late_is_believed_only_where_it_was_waited_for(mon
 
     from sconce.backend import ComputeOptions, StepScalars, load_backend
     from sconce.optim import OptimSpec
-    from sconce_mlx import learner as module
+    from sconce_mlx import learner as learning
+    from sconce_mlx import memory
 
     backend, spec = load_backend("mlx"), make_spec()
-    monkeypatch.setattr(module, "AT_ONCE", False)
+    waited = []
+    synchronize = memory.mx.synchronize
+    monkeypatch.setattr(memory.mx, "synchronize", lambda: waited.append(synchronize()))
+    for module in (learning, memory):
+        monkeypatch.setattr(module, "AT_ONCE", False)
     learner = backend.learner(spec, OptimSpec(), ComputeOptions(), random_weights(spec))
     small, large = random_batch(spec, rows=2), random_batch(spec, rows=4)
-    learner.step([small], StepScalars(0, 1e-3, seed=0)).read()
+    for step in range(2):
+        learner.step([small], StepScalars(step, 1e-3, seed=0)).read()
+        assert len(waited) == 2, "before the first step and before its update, and never again"
 
     def full(*_):
         raise error_of(backend)

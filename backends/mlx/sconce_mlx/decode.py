@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sconce.cache import CHUNK
 from sconce.spec import ModelSpec
 from sconce_mlx.cache import Cache, Target
-from sconce_mlx.memory import AT_ONCE, out_of_memory
+from sconce_mlx.memory import settled
 from sconce_mlx.model import Block, Linear, Model
 
 
@@ -93,7 +93,7 @@ class MLXDecoder:
         self.spec = weights.spec
         self.cache = Cache(weights.spec, weights.dtype, max_len)
 
-    @out_of_memory(intact=AT_ONCE)
+    @settled()
     def feed(
         self, tokens: NDArray[np.int32], *, first_row: int = 0, lengths: NDArray[np.int64] | None = None
     ) -> NDArray[np.float32]:

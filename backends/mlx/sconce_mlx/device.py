@@ -78,6 +78,7 @@ def open_backend(device: str) -> MLXBackend:
         # keeps MLX's own limit: with fixed shapes every step frees what the next one needs.
         working_set = int(mx.device_info()["max_recommended_working_set_size"])
         mx.set_wired_limit(working_set)
-        # MLX's own is half as much again: beyond the working set macOS swaps, and nothing says that memory is full.
+        # MLX's own is half as much again, where macOS swaps: beyond this it waits for what is under way before it asks
+        # for more.
         mx.set_memory_limit(working_set)
     return MLXBackend()

@@ -28,7 +28,7 @@ from sconce_mlx.blas import share_cores
 from sconce_mlx.decode import DecodeWeights, MLXDecoder
 from sconce_mlx.lanes import lanes, shares
 from sconce_mlx.loss import score_targets, summed_nats
-from sconce_mlx.memory import AT_ONCE, out_of_memory
+from sconce_mlx.memory import AT_ONCE, out_of_memory, settled
 from sconce_mlx.model import Model
 from sconce_mlx.optim import Optimizer, Tree, next_loss_scale
 
@@ -91,13 +91,10 @@ class MLXLearner:
         # An array and not a Python float: a compiled function freezes Python numbers into its trace.
         per_token = mx.array(1.0 / tokens)
         loss, grads, first_row = None, None, 0
-        # Where the device says it late, the first step of a shape, which is the one to fail, waits for it before
+        # Where the device says it late, the first step of a shape, which is the one to fail, is waited for before
         # anything is replaced. Of a later one nobody knows which arrays are sound.
-        waits = not AT_ONCE and batches[0].inputs.shape not in self.fits
-        if waits:
-            with out_of_memory(intact=False):
-                mx.synchronize()
-        with out_of_memory(intact=AT_ONCE or waits):
+        shape = batches[0].inputs.shape
+        with settled() if shape not in self.fits else out_of_memory(intact=AT_ONCE):
             for batch in batches:
                 keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
                 first_row += len(batch.inputs)
@@ -106,9 +103,7 @@ class MLXLearner:
                 loss = part if loss is None else loss + part
                 grads = part_grads if grads is None else _add(grads, part_grads)
                 mx.async_eval(loss, grads)  # one micro-batch's activations at a time
-            if waits:
-                mx.synchronize()
-                self.fits.add(batches[0].inputs.shape)
+        self.fits.add(shape)
         assert loss is not None, "a step needs at least one micro-batch"
         assert grads is not None
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
@@ -121,7 +116,7 @@ class MLXLearner:
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
         """Per-token loss (batch, seq), nothing dropped; 0 where the target is -1."""
-        with out_of_memory(intact=AT_ONCE):
+        with settled():
             model, parts = self._filled_model(self.params), []
             for stream, rows in zip(self.lanes, shares(len(batch.inputs), len(self.lanes)), strict=False):
                 with mx.stream(stream):
@@ -132,20 +127,22 @@ class MLXLearner:
 
     def decoder(self, rows: int, max_len: int) -> MLXDecoder:
         """A decoder over the present weights."""
-        with out_of_memory(intact=AT_ONCE):
+        with settled():
             return MLXDecoder(DecodeWeights(self._filled_model(self.params), self.spec), rows, max_len)
 
     def tensors(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Weights, then slots, as float32 on the host."""
+        with out_of_memory(intact=False):  # of updates that are only now waited for, and whose arrays may be garbage
+            mx.eval(self.params, self.slots)
+            mx.synchronize()
         for name, _ in self.state_names:
             part, parameter = name.split("/", 1)
-            with out_of_memory(intact=False):  # of an update that is only now waited for
-                tensor = np.array(self._tree(part)[parameter])
-            yield name, tensor
+            yield name, np.array(self._tree(part)[parameter])
 
     def loss_scale(self) -> LossScale | None:
         """The present one; waits for the device."""
-        return LossScale(float(np.array(self.scale)), int(np.array(self.clean))) if self.scales else None
+        with out_of_memory(intact=False):
+            return LossScale(float(np.array(self.scale)), int(np.array(self.clean))) if self.scales else None
 
     def load(self, tensors: TensorSource, step: int, loss_scale: LossScale | None = None) -> None:
         """Replace weights, slots and loss scale; the step itself comes back with the next scalars."""

@@ -1,7 +1,7 @@
 """MLX's ways of saying that the memory does not suffice, as one error."""
 
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import mlx.core as mx
 
@@ -35,3 +35,26 @@ def out_of_memory(*, intact: bool) -> Generator[None]:
     else:
         return
     raise OutOfMemoryError(message or "the host's memory is full", intact=intact)
+
+
+@contextmanager
+def settled() -> Generator[None]:
+    """Here an error is of what is asked for here, and the state is as before.
+
+    Where errors come late, what was asked for before is waited for first, whose error is not that harmless, and what is
+    asked for here at the end.
+    """
+    if AT_ONCE:
+        with out_of_memory(intact=True):
+            yield
+        return
+    with out_of_memory(intact=False):
+        mx.synchronize()
+    try:
+        with out_of_memory(intact=True):
+            yield
+            mx.synchronize()
+    except OutOfMemoryError:
+        with suppress(OutOfMemoryError), out_of_memory(intact=False):
+            mx.synchronize()  # else a second error of what was asked for here would come in what is tried next
+        raise
