@@ -7,10 +7,10 @@ Contestants take turns, a few steps each, so that a slower minute of the machine
 is the median of the ratios to the first contestant, round by round; on a machine that has other work, the ratio by
 processor time. On a GPU, whose memory would not hold them all, each does its rounds and leaves. Each is a process of
 its own, with its own allocator's settings, whose peak memory is given: of the process on a CPU, of its arrays in MLX
-and on CUDA. Everybody computes Llama with AdamW, the
-same betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all, and
-nanoGPT-style a GPT-2 of as many FLOPs, as people write it by hand. MFU is of a matrix product measured before, in the
-same precision, by the FLOPs of the spec: what is recomputed does not count.
+and on CUDA. Everybody computes Llama with AdamW, the same betas, weight decay and clipping to norm 1; transformers'
+Trainer is the one in its own dress, loss and all, and nanoGPT-style a GPT-2 of as many FLOPs, as people write it by
+hand. MFU is of a matrix product measured before, in the same precision, by the FLOPs of the spec: what is recomputed
+does not count.
 """
 
 import argparse

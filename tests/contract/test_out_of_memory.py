@@ -23,14 +23,25 @@ def error_of(backend):
     return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99.00 GiB\nmore")
 
 
-def limit_memory(monkeypatch, backend, largest, from_step):
-    """Make `backend`'s learners fail on more than `largest` rows from an update on, as if the memory were full."""
-    hook = "_nats_and_grads" if backend.name == "mlx" else "_summed_nats"
-    updates = {"begun": -1}
+def change_learners(monkeypatch, backend, change):
+    """Let every learner that a run makes from now on go through `change`."""
     make = backend.learner
 
     def learner(*arguments):
         made = make(*arguments)
+        change(made)
+        return made
+
+    monkeypatch.setattr(backend, "learner", learner, raising=False)
+    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+
+
+def limit_memory(monkeypatch, backend, largest, from_step):
+    """Make `backend`'s learners fail on more than `largest` rows from an update on, as if the memory were full."""
+    hook = "_nats_and_grads" if backend.name == "mlx" else "_summed_nats"
+    updates = {"begun": -1}
+
+    def change(made):
         compute, step = getattr(made, hook), made.step
 
         def begin(batches, scalars):
@@ -45,10 +56,8 @@ def limit_memory(monkeypatch, backend, largest, from_step):
 
         setattr(made, hook, limited)
         made.step = begin
-        return made
 
-    monkeypatch.setattr(backend, "learner", learner, raising=False)
-    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+    change_learners(monkeypatch, backend, change)
 
 
 def micro_batch_of(root, step):
@@ -143,10 +152,8 @@ class Lost:
 
 def lose_updates(monkeypatch, backend, largest, from_step):
     """Make updates of more than `largest` rows at a time fail unseen: half applied, or in MLX when they are read."""
-    make = backend.learner
 
-    def learner(*arguments):
-        made = make(*arguments)
+    def change(made):
         step = made.step
 
         def lossy(batches, scalars):
@@ -159,10 +166,8 @@ def lose_updates(monkeypatch, backend, largest, from_step):
             return pending
 
         made.step = lossy
-        return made
 
-    monkeypatch.setattr(backend, "learner", learner, raising=False)
-    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+    change_learners(monkeypatch, backend, change)
 
 
 @pytest.mark.parametrize(("from_step", "back_to"), [(0, 0), (6, 4)])
@@ -265,10 +270,7 @@ def test_what_the_failed_computation_held_is_free_at_once(backend, in_place_of):
 
 
 def test_a_run_goes_on_without_the_sample_that_found_no_memory(prepared, tmp_path, backend, monkeypatch):
-    make = backend.learner
-
-    def learner(*arguments):
-        made = make(*arguments)
+    def change(made):
         decoder = made.decoder
 
         def full(rows, max_len):
@@ -281,10 +283,8 @@ def test_a_run_goes_on_without_the_sample_that_found_no_memory(prepared, tmp_pat
             return made_for
 
         made.decoder = full
-        return made
 
-    monkeypatch.setattr(backend, "learner", learner, raising=False)
-    monkeypatch.setattr(run_module, "load_backend", lambda hardware: backend)
+    change_learners(monkeypatch, backend, change)
     reporter = train(prepared, tmp_path / "a", backend, "runtime.sample.every_n_steps=2", resume=False, stop_at=4)
     assert [line.split(":")[0] for line in reporter.lines if "no sample" in line] == ["step 2", "step 4"]
     assert checkpoints(tmp_path / "a")[-1] == "step-00000004"

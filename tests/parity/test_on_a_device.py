@@ -21,7 +21,7 @@ LENGTH = 24
 ELSEWHERE = torch.device("meta")  # in that mode a device like any other: its tensors have shapes and no values
 
 
-def step_elsewhere(spec, *, algorithm="adam_w", documents=False, **compute):
+def assert_steps_stay_elsewhere(spec, *, algorithm="adam_w", documents=False, **compute):
     """Two updates of two micro-batches each, on a device that refuses to be waited for or mixed with the processor."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         learner = TorchLearner(
@@ -39,19 +39,19 @@ def step_elsewhere(spec, *, algorithm="adam_w", documents=False, **compute):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", VARIATIONS)
 def test_a_step_stays_on_its_device_and_never_waits_for_it(name, precision):
-    step_elsewhere(make_spec(**VARIATIONS[name]), precision=precision, loss_chunk=16)
+    assert_steps_stay_elsewhere(make_spec(**VARIATIONS[name]), precision=precision, loss_chunk=16)
 
 
 @pytest.mark.parametrize("compute", [{}, {"recompute_every": 1}, {"attention": "reference"}])
 @pytest.mark.parametrize("dropout", [{}, {"residual_dropout": 0.1}, {"attn_dropout": 0.1}])
 def test_with_documents_and_dropout(compute, dropout):
-    step_elsewhere(make_spec(num_kv_heads=2, **dropout), documents=True, precision="bf16", **compute)
+    assert_steps_stay_elsewhere(make_spec(num_kv_heads=2, **dropout), documents=True, precision="bf16", **compute)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("algorithm", ["adam", "sgd", "lion", "muon"])
 def test_with_every_rule(algorithm, precision):
-    step_elsewhere(make_spec(), algorithm=algorithm, precision=precision)
+    assert_steps_stay_elsewhere(make_spec(), algorithm=algorithm, precision=precision)
 
 
 def test_what_it_refuses(monkeypatch):
@@ -60,10 +60,10 @@ def test_what_it_refuses(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(TorchLearner, "_put", lambda self, array: torch.from_numpy(array))
         with pytest.raises(RuntimeError, match="same device"):
-            step_elsewhere(make_spec())
+            assert_steps_stay_elsewhere(make_spec())
     monkeypatch.setattr(TorchLearner, "_put", lambda self, array: put(self, array) * put(self, array).max().item())
     with pytest.raises(DataDependentOutputException):
-        step_elsewhere(make_spec())
+        assert_steps_stay_elsewhere(make_spec())
 
 
 @pytest.fixture
