@@ -90,7 +90,7 @@ class MLXLearner:
         tokens = max(1, sum(int((batch.targets >= 0).sum()) for batch in batches))
         # An array and not a Python float: a compiled function freezes Python numbers into its trace.
         per_token = mx.array(1.0 / tokens)
-        loss, grads, first_row = None, None, 0
+        sums, first_row = None, 0
         # Where the device says it late, the first step of a shape, which is the one to fail, is waited for before
         # anything is replaced. Of a later one nobody knows which arrays are sound.
         shape = batches[0].inputs.shape
@@ -98,16 +98,14 @@ class MLXLearner:
             for batch in batches:
                 keys_B = self._dropout_keys(scalars, first_row, len(batch.inputs))
                 first_row += len(batch.inputs)
-                part, part_grads = self._nats_and_grads(batch, keys_B, per_token * self.scale)
-                part = part / self.scale
-                loss = part if loss is None else loss + part
-                grads = part_grads if grads is None else _add(grads, part_grads)
-                mx.async_eval(loss, grads)  # one micro-batch's activations at a time
+                sums = self._nats_and_grads(batch, keys_B, per_token * self.scale, sums)
+                mx.async_eval(sums)  # one micro-batch's activations at a time
         self.fits.add(shape)
-        assert loss is not None, "a step needs at least one micro-batch"
-        assert grads is not None
+        assert sums is not None, "a step needs at least one micro-batch"
+        loss, grads = sums[0] / self.scale, sums[1]
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
         self.params, self.slots, norm = self._update(self.params, self.slots, grads, numbers, self.scale)
+        del sums, grads  # what has a name when it is computed does not give its memory away
         if self.scales:
             self.scale, self.clean = next_loss_scale(self.scale, self.clean, mx.isfinite(norm))
         with out_of_memory(intact=False):  # the old arrays are given up as the new ones are made
@@ -160,19 +158,21 @@ class MLXLearner:
     def _tree(self, part: str) -> Tree:
         return self.params if part == WEIGHTS else self.slots[part]
 
-    def _nats_and_grads(self, batch: Batch, keys_B: mx.array | None, scale: mx.array) -> tuple[mx.array, Tree]:
-        """The scaled sum of a micro-batch's nats and its gradients, its rows shared out between the lanes."""
-        total, grads = None, None
+    def _nats_and_grads(
+        self, batch: Batch, keys_B: mx.array | None, scale: mx.array, sums: tuple[mx.array, Tree] | None = None
+    ) -> tuple[mx.array, Tree]:
+        """The scaled sum of a micro-batch's nats and its gradients, its rows shared out between the lanes.
+
+        Added to `sums`, of earlier micro-batches: here, so that no part has a name when it is computed.
+        """
         for lane, rows in enumerate(shares(len(batch.inputs), len(self.lanes))):
             with mx.stream(self.lanes[lane]):
                 tensors = _to_device(batch, rows)
                 keys = None if keys_B is None else keys_B[rows]
-                part, part_grads = self._of_lane[lane](self.params, *tensors, keys, scale)
-            total = part if total is None else total + part
-            grads = part_grads if grads is None else _add(grads, part_grads)
-        assert total is not None, "a micro-batch needs at least one row"
-        assert grads is not None
-        return total, grads
+                nats, grads = self._of_lane[lane](self.params, *tensors, keys, scale)
+            sums = (nats, grads) if sums is None else (sums[0] + nats, _add(sums[1], grads))
+        assert sums is not None, "a micro-batch needs at least one row"
+        return sums
 
     def _summed_nats(
         self,

@@ -52,47 +52,73 @@ class Optimizer:
             spec = self.params[name]
             held = [slots[slot][name] for slot in self.optim.slots(spec)]
             rule = self.rules[self.optim.rule(spec)]
-            updated, *new = rule(param, grads[name] / (scale * loss_scale), self.optim.decay(spec), scalars, *held)
+            grad = grads[name] / (scale * loss_scale)
+            updated, *new = rule(param, grad, self.optim.decay(spec), scalars, finite, *held)
             new_params[name] = mx.where(finite, updated, param)
-            for slot, before, after in zip(self.optim.slots(spec), held, new, strict=True):
-                new_slots[slot][name] = mx.where(finite, after, before)
+            for slot, array in zip(self.optim.slots(spec), new, strict=True):
+                new_slots[slot][name] = array
         return new_params, new_slots, norm
 
     def _adam_w(
-        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array, v: mx.array
+        self,
+        param: mx.array,
+        grad: mx.array,
+        decay: float,
+        scalars: mx.array,
+        finite: mx.array,
+        m: mx.array,
+        v: mx.array,
     ) -> tuple[mx.array, ...]:
         lr, correct1, correct2 = scalars
         beta1, beta2 = self.optim.beta1, self.optim.beta2
-        m = beta1 * m + (1 - beta1) * grad
-        v = beta2 * v + (1 - beta2) * mx.square(grad)
+        m = _remembered(finite, beta1 * m + (1 - beta1) * grad, m)
+        v = _remembered(finite, beta2 * v + (1 - beta2) * mx.square(grad), v)
         direction = (m / correct1) / (mx.sqrt(v / correct2) + self.optim.eps)
         return param * (1 - lr * decay) - lr * direction, m, v
 
     def _adam(
-        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array, v: mx.array
+        self,
+        param: mx.array,
+        grad: mx.array,
+        decay: float,
+        scalars: mx.array,
+        finite: mx.array,
+        m: mx.array,
+        v: mx.array,
     ) -> tuple[mx.array, ...]:
-        return self._adam_w(param, grad + decay * param, 0.0, scalars, m, v)
+        return self._adam_w(param, grad + decay * param, 0.0, scalars, finite, m, v)
 
     def _sgd(
-        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, finite: mx.array, m: mx.array
     ) -> tuple[mx.array, ...]:
-        m = self.optim.momentum * m + grad + decay * param
+        m = _remembered(finite, self.optim.momentum * m + grad + decay * param, m)
         return param - scalars[0] * m, m
 
     def _lion(
-        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, finite: mx.array, m: mx.array
     ) -> tuple[mx.array, ...]:
         beta1, beta2 = self.optim.beta1, self.optim.beta2
         direction = mx.sign(beta1 * m + (1 - beta1) * grad)
-        return param * (1 - scalars[0] * decay) - scalars[0] * direction, beta2 * m + (1 - beta2) * grad
+        m = _remembered(finite, beta2 * m + (1 - beta2) * grad, m)
+        return param * (1 - scalars[0] * decay) - scalars[0] * direction, m
 
     def _muon(
-        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, m: mx.array
+        self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, finite: mx.array, m: mx.array
     ) -> tuple[mx.array, ...]:
         lr, momentum = scalars[0], self.optim.momentum
-        m = momentum * m + (1 - momentum) * grad
+        m = _remembered(finite, momentum * m + (1 - momentum) * grad, m)
         direction = newton_schulz(momentum * m + (1 - momentum) * grad) * (MUON_RMS * math.sqrt(max(param.shape)))
         return param * (1 - lr * decay) - lr * direction, m
+
+
+def _remembered(finite: mx.array, new: mx.array, old: mx.array) -> mx.array:
+    """What a slot becomes: `old` where the update is skipped.
+
+    Chosen before it is used, as choosing between two arrays afterwards costs passes over memory. A kernel of its own,
+    whose result takes the place of `old`: fused with its use it would be one of several results, which MLX gives new
+    memory each.
+    """
+    return mx.depends(mx.where(finite, new, old), finite)
 
 
 def newton_schulz(matrix: mx.array) -> mx.array:
