@@ -42,16 +42,15 @@ def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chun
             targets = targets_N[start:end, None]
             scored, picked = (targets >= 0).astype(mx.float32), mx.maximum(targets, 0)
             logits = (x @ weight.T).astype(mx.float32)
-            logits = logits - logits.max(axis=-1, keepdims=True)
-            target_logits = mx.take_along_axis(logits, picked, axis=-1)
-            # One exponential of each logit is the softmax and, but for 1 at the target, the gradient.
-            exponentials = mx.exp(logits)
-            z = exponentials.sum(axis=-1, keepdims=True)
-            total = total + ((mx.log(z) - target_logits) * scored).sum()
-            at_target = (mx.exp(target_logits) / z - 1.0) * scored
-            # Of x's dtype before the target's place is written, which copies all of it.
-            probabilities = (exponentials * (scored / z)).astype(x.dtype)
-            grad = mx.put_along_axis(probabilities, picked, at_target.astype(x.dtype), axis=-1)
+            log_z = mx.logsumexp(logits, axis=-1, keepdims=True)
+            log_p = mx.take_along_axis(logits, picked, axis=-1) - log_z
+            total = total - (log_p * scored).sum()
+            # The softmax and, but for 1 at the target, the gradient. MLX overwrites no array that another operation
+            # under way reads: each such reading costs a further array of this size, here the one of the logits. Of x's
+            # dtype before the target's place is written, or that would be copied.
+            grad = (mx.exp(logits - log_z) * scored).astype(x.dtype)
+            at_target = ((mx.exp(log_p) - 1.0) * scored).astype(x.dtype)
+            grad = mx.put_along_axis(grad, picked, at_target, axis=-1)
             grads_x.append(grad @ weight)
             grad_weight_VH = grad_weight_VH + (grad.T @ x).astype(mx.float32)
         return total, mx.concatenate(grads_x), grad_weight_VH
