@@ -53,7 +53,7 @@ class Memory:
     `casts` are weights in the activations' precision; `activations` all that waits for the backward pass; `logits`
     what making the loss needs; `working` what the backward pass through one block needs. `carried` are the gradients
     that are there when it starts: of earlier micro-batches, and of the head. `remaining` are the activations that are
-    still there when it ends and all gradients are.
+    still there when it ends and all gradients are. `update` is what the update holds, gradients included.
     """
 
     weights: int
@@ -65,14 +65,15 @@ class Memory:
     working: int
     carried: int
     remaining: int
+    update: int
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time: while the loss is made, or at either end of the way back."""
+        """The most that is held at one time: while the loss is made, at either end of the way back, or afterwards."""
         loss = self.activations + self.carried + self.logits
         first = self.activations + self.carried + self.working
         last = self.remaining + self.gradients + self.working
-        return self.weights + self.optimizer + self.casts + max(loss, first, last)
+        return self.weights + self.optimizer + max(self.casts + max(loss, first, last), self.update)
 
 
 def step_memory(setting: Setting) -> Memory:
@@ -100,6 +101,8 @@ def step_memory(setting: Setting) -> Memory:
         working=tokens * (working + _recompute_bytes(setting, kept, working)),
         carried=sums + head_gradients,
         remaining=tokens * remaining + _mask_bytes(setting),
+        # PyTorch overwrites. MLX makes scaled gradients and, uncompiled, parts of a rule for many parameters at once.
+        update=weights * ((2 if setting.compiled else 3) if setting.framework == "mlx" else 1),
     )
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import reference
-from tiny import VARIATIONS, make_spec, random_batch, random_weights
+from tiny import INSTALLED, VARIATIONS, make_spec, random_batch, random_weights
 
-from sconce.backend import ComputeOptions, StepScalars, state_names
+from sconce.backend import ComputeOptions, StepScalars, load_backend, state_names
 from sconce.data.batches import Batch
 from sconce.dropout import row_keys
 from sconce.errors import CheckpointError
@@ -276,6 +276,24 @@ def test_load_is_strict(backend):
         learner.load({**good, "model/extra": np.zeros(3, np.float32)}, step=1)
     with pytest.raises(CheckpointError, match=r"model.norm.weight has shape \[3\], expected \[32\]"):
         learner.load({**good, "model/model.norm.weight": np.zeros(3, np.float32)}, step=1)
+
+
+@pytest.mark.skipif("mlx" not in INSTALLED, reason="MLX is not installed")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_reading_figures_computes_nothing_in_mlx(tmp_path, compiled):
+    """Else it would queue behind the updates that were asked for since."""
+    import mlx.core as mx
+
+    spec = make_spec()
+    pending = make_learner(load_backend("mlx"), spec, compile=compiled).step(
+        [random_batch(spec)], StepScalars(0, LR, seed=0)
+    )
+    mx.synchronize()
+    graph = tmp_path / "graph.dot"
+    mx.export_to_dot(str(graph), pending.loss, pending.grad_norm)
+    assert "rectangle" not in graph.read_text(), "an operation is left to do"
+    mx.export_to_dot(str(graph), pending.loss + 1)
+    assert "rectangle" in graph.read_text()
 
 
 def test_a_decoder_and_nats_work_between_steps(backend):

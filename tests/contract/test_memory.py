@@ -169,7 +169,10 @@ def test_the_model_knows_how_mlx_cuts_its_work():
 
 
 def mlx_peak(setting, micro_batches):
-    """The same of MLX, kept from running ahead of itself: on a CPU it allocates what it has only queued."""
+    """The most that MLX's arrays took during a first step, in bytes above what was there before it.
+
+    MLX is kept from running ahead of itself: on a CPU it allocates what it has only queued.
+    """
     import mlx.core as mx
 
     learner, batch = learner_and_batch(setting)
@@ -199,12 +202,25 @@ def test_mlx_peak_is_near_the_estimate(case):
 @pytest.mark.parametrize("algorithm", ["adam_w", "sgd", "lion", "muon"])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_mlx_peak_of_large_weights_is_near_the_estimate(algorithm, micro_batches):
-    """Where gradients and the update are most of it: no tree of them more than is counted."""
+    """Where gradients are most of it: no tree of them more than is counted."""
     few_tokens = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "seq_len": 16}
     setting = setting_of(few_tokens, "mlx", optim=OptimSpec(algorithm=algorithm))
     setting = replace(setting, batch_size=micro_batches * ROWS)
     memory = step_memory(setting)
     assert memory.peak - memory.weights - memory.optimizer == pytest.approx(mlx_peak(setting, micro_batches), rel=0.25)
+
+
+@mlx_only
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("algorithm", ["adam_w", "sgd", "lion", "muon"])
+def test_mlx_peak_of_an_update_is_within_the_estimate(algorithm, compiled):
+    """One row, and so one lane, of few tokens: nothing else is as large as what the update holds."""
+    few_tokens = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "seq_len": 16}
+    setting = setting_of(few_tokens, "mlx", rows=1, optim=OptimSpec(algorithm=algorithm))
+    setting = replace(setting, compiled=compiled, lanes=1, options=ComputeOptions(compile=compiled))
+    memory = step_memory(setting)
+    assert memory.peak == memory.weights + memory.optimizer + memory.update
+    assert 0.6 * memory.update < mlx_peak(setting, 1) < 1.1 * memory.update
 
 
 def test_state_and_cache_are_what_is_allocated(backend):

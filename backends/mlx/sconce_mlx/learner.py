@@ -102,14 +102,14 @@ class MLXLearner:
                 mx.async_eval(sums)  # one micro-batch's activations at a time
         self.fits.add(shape)
         assert sums is not None, "a step needs at least one micro-batch"
-        loss, grads = sums[0] / self.scale, sums[1]
+        loss = sums[0] / self.scale
         numbers = mx.array(self.optim.scalars(scalars.learning_rate, scalars.step + 1))
-        self.params, self.slots, norm = self._update(self.params, self.slots, grads, numbers, self.scale)
-        del sums, grads  # what has a name when it is computed does not give its memory away
+        self.params, self.slots, norm = self._update(self.params, self.slots, sums[1], numbers, self.scale)
+        del sums  # what has a name when it is computed does not give its memory away
         if self.scales:
             self.scale, self.clean = next_loss_scale(self.scale, self.clean, mx.isfinite(norm))
         with out_of_memory(intact=False):  # the old arrays are given up as the new ones are made
-            mx.async_eval(self.params, self.slots, norm, self.scale, self.clean)
+            mx.async_eval(loss, self.params, self.slots, norm, self.scale, self.clean)
         return MLXPending(loss, norm, tokens)
 
     def nats(self, batch: Batch) -> NDArray[np.float32]:
@@ -159,7 +159,7 @@ class MLXLearner:
         return self.params if part == WEIGHTS else self.slots[part]
 
     def _nats_and_grads(
-        self, batch: Batch, keys_B: mx.array | None, scale: mx.array, sums: tuple[mx.array, Tree] | None = None
+        self, batch: Batch, keys_B: mx.array | None, scale: mx.array, sums: tuple[mx.array, Tree] | None
     ) -> tuple[mx.array, Tree]:
         """The scaled sum of a micro-batch's nats and its gradients, its rows shared out between the lanes.
 

@@ -46,8 +46,9 @@ def summed_nats(x_BTH: mx.array, weight_VH: mx.array, targets_BT: mx.array, chun
             log_p = mx.take_along_axis(logits, picked, axis=-1) - log_z
             total = total - (log_p * scored).sum()
             # The softmax and, but for 1 at the target, the gradient. MLX overwrites no array that another operation
-            # under way reads: each such reading costs a further array of this size, here the one of the logits. Of x's
-            # dtype before the target's place is written, or that would be copied.
+            # under way reads: each such reading costs a further array of this size, which is why the largest logit is
+            # not subtracted first, though float32 keeps fewer digits of logits in the thousands. Cast here, the
+            # exponential of a compiled step is never written in float32.
             grad = (mx.exp(logits - log_z) * scored).astype(x.dtype)
             at_target = ((mx.exp(log_p) - 1.0) * scored).astype(x.dtype)
             grad = mx.put_along_axis(grad, picked, at_target, axis=-1)
