@@ -76,17 +76,8 @@ class Optimizer:
         direction = (m / correct1) / (mx.sqrt(v / correct2) + self.optim.eps)
         return param * (1 - lr * decay) - lr * direction, m, v
 
-    def _adam(
-        self,
-        param: mx.array,
-        grad: mx.array,
-        decay: float,
-        scalars: mx.array,
-        finite: mx.array,
-        m: mx.array,
-        v: mx.array,
-    ) -> tuple[mx.array, ...]:
-        return self._adam_w(param, grad + decay * param, 0.0, scalars, finite, m, v)
+    def _adam(self, param: mx.array, grad: mx.array, decay: float, *rest: mx.array) -> tuple[mx.array, ...]:
+        return self._adam_w(param, grad + decay * param, 0.0, *rest)
 
     def _sgd(
         self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, finite: mx.array, m: mx.array
