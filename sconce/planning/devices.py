@@ -68,7 +68,7 @@ def named(name: str) -> Device:
                 return _device(family, known, memory * 2**30)
     sizes = [known for known in known_names() if known.startswith(name)]
     near = sizes or difflib.get_close_matches(name, known_names(), n=3, cutoff=0.4)
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    hint = f"; did you mean {', '.join(near)}?" if near else "."
     raise ConfigError(f"--device {name}: not known{hint} Known are {', '.join([*_families(), 'cpu'])}, with the memory")
 
 

@@ -88,8 +88,7 @@ def step_memory(setting: Setting) -> Memory:
     recomputed = _recomputed_blocks(setting)
     inputs = recomputed * spec.hidden_size * BYTES[setting.options.precision]
     activations = (spec.num_layers - recomputed) * kept + inputs + _end_bytes(setting)
-    # PyTorch frees what a block kept when its gradients are there; MLX's graph holds on to it.
-    remaining = activations if setting.framework == "mlx" else activations // spec.num_layers
+    remaining = activations // spec.num_layers  # what a block kept is free when its gradients are there
     return Memory(
         weights=weights,
         optimizer=state - weights,
@@ -101,8 +100,7 @@ def step_memory(setting: Setting) -> Memory:
         working=tokens * (working + _recompute_bytes(setting, kept, working)),
         carried=sums + head_gradients,
         remaining=tokens * remaining + _mask_bytes(setting),
-        # PyTorch overwrites. MLX makes scaled gradients and, uncompiled, parts of a rule for many parameters at once.
-        update=weights * ((2 if setting.compiled else 3) if setting.framework == "mlx" else 1),
+        update=weights * _update_trees(setting),
     )
 
 
@@ -127,11 +125,14 @@ def _recomputed_blocks(setting: Setting) -> int:
 def _recompute_bytes(setting: Setting, kept: int, working: int) -> int:
     """Bytes a token of a block that is computed again, beyond `working`: its backward pass frees what it needs.
 
-    MLX frees it late.
+    MLX frees it late. But if the last block was not recomputed, what that kept has made room.
     """
-    if not _recomputed_blocks(setting):
+    every, last = setting.options.recompute_every, setting.spec.num_layers - 1
+    if not every:
         return 0
-    return kept if setting.framework == "mlx" else max(kept - working, 0)
+    if setting.framework == "mlx":
+        return kept if last % every == 0 else 0
+    return max(kept - working, 0)
 
 
 def _in_full(setting: Setting) -> bool:
@@ -142,14 +143,14 @@ def _block_bytes(setting: Setting) -> tuple[int, int]:
     """Bytes a token that one block keeps for its gradient, and that its backward pass needs besides."""
     attention, attention_working = _attention_bytes(setting)
     spec, act = setting.spec, BYTES[setting.options.precision]
-    hidden, ffn, gated = spec.hidden_size, spec.intermediate_size, spec.mlp == "gated"
+    hidden, ffn, gated, mlx = spec.hidden_size, spec.intermediate_size, spec.mlp == "gated", setting.framework == "mlx"
     mlp = ffn * act * _mlp_arrays(setting)
-    norms = 2 * (_norm_bytes(setting, hidden) + hidden * act)
+    norms = 2 * (_norm_bytes(setting, hidden) + (0 if mlx else hidden * act))  # MLX makes a norm's output again
     dropout = 2 * hidden if spec.residual_dropout > 0 else 0  # which elements were kept, a byte each
     kept = norms + attention + mlp + dropout
-    if setting.framework == "mlx":
-        return kept, max(4 * ffn * (4 if gated else 2), 2 * hidden * 4) + attention_working
     # By the time that attention is reached, what the MLP kept is free.
+    if mlx:
+        return kept, 2 * hidden * act + max(ffn * act * (4 if gated else 3), attention_working - mlp)
     return kept, max(2 * ffn * act, 2 * hidden * 4, attention_working - mlp)
 
 
@@ -174,7 +175,7 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
     """Bytes a token that attention keeps, without its norm's output, and that its backward pass needs besides."""
     spec, act, mlx = setting.spec, BYTES[setting.options.precision], setting.framework == "mlx"
     q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    kept = act * ((4 if mlx else 2) * q_size + 2 * kv_size) + 4 * spec.num_heads
+    kept = act * 2 * (q_size + kv_size) + 4 * spec.num_heads
     if spec.qk_norm:
         each = 1 if mlx or setting.compiled else 2
         width = act if mlx or setting.compiled else 4
@@ -183,14 +184,14 @@ def _attention_bytes(setting: Setting) -> tuple[int, int]:
     if _in_full(setting):
         groups = 2 * (q_size - kv_size) * act if kv_size < q_size else 0
         dropped = row * (1 + act) if spec.attn_dropout > 0 else (row * act if act < 4 else 0)
-        # out_BNTD comes head by head, and is laid out anew for the output projection.
-        return kept + groups + q_size * act + 4 * row + dropped, (2 if mlx else 3) * 4 * row
+        # out_BNTD comes head by head, and is laid out anew for the output projection; MLX does that again.
+        return kept + groups + (0 if mlx else q_size * act) + 4 * row + dropped, (2 if mlx else 3) * 4 * row
     if not mlx:
         return kept, 0
     if _in_blocks(setting):
         pairs = _pairs(setting, MLX_BLOCK)
-        is_kept = setting.seq_len < MLX_RECOMPUTED_FROM
-        kept += act * (q_size + spec.num_heads * pairs // setting.seq_len if is_kept else 3 * q_size)
+        if setting.seq_len < MLX_RECOMPUTED_FROM:
+            kept += act * spec.num_heads * pairs // setting.seq_len
         widest = min(setting.seq_len, (spec.sliding_window or setting.seq_len) + MLX_BLOCK)
         return kept, 2 * act * spec.num_heads * MLX_BLOCK * widest // setting.seq_len
     return kept + act * row, act * row
@@ -238,15 +239,26 @@ def _end_bytes(setting: Setting) -> int:
     return 16 + _norm_bytes(setting, spec.hidden_size) + output
 
 
+def _update_trees(setting: Setting) -> int:
+    """Arrays as large as all weights that an update holds at once, gradients included.
+
+    PyTorch overwrites. MLX makes scaled gradients and, uncompiled, parts of a rule for many parameters at once.
+    """
+    if setting.framework != "mlx":
+        return 1
+    return 2 if setting.compiled or setting.optim.algorithm in ("sgd", "muon") else 3
+
+
 def _cast_bytes(setting: Setting) -> int:
     if setting.options.precision == "fp32":
         return 0
     spec = setting.spec
     matrices = sum(param.size for param in spec.params() if param.group == "matrix")
     recomputed = _recomputed_blocks(setting)
+    if setting.framework == "mlx":  # which casts again, and keeps the table's cast for the loss's gradient
+        return 2 * (matrices // spec.num_layers + spec.vocab_size * spec.hidden_size)
     held = spec.num_layers - recomputed + min(recomputed, 1)  # one recomputed block at a time has its own
-    table = spec.vocab_size * spec.hidden_size if setting.framework == "mlx" else 0  # else the loss lets it go
-    return 2 * (matrices * held // spec.num_layers + table)
+    return 2 * (matrices * held // spec.num_layers)
 
 
 def _loss_bytes(setting: Setting) -> int:

@@ -3,6 +3,8 @@
 Layouts: B batch, T sequence, H hidden, N heads, K key/value heads, D head dimension, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -13,7 +15,7 @@ from sconce.rope import inverse_frequencies, magnitude
 from sconce.spec import ModelSpec
 from sconce_mlx.attention import BLOCKED_FROM, attend_in_blocks, mask_of
 from sconce_mlx.dropout import drop
-from sconce_mlx.recompute import recomputed
+from sconce_mlx.recompute import Result, recomputed
 
 DTYPES = {"fp32": mx.float32, "bf16": mx.bfloat16, "fp16": mx.float16}
 ACTIVATIONS = {"silu": nn.silu, "gelu": nn.gelu, "relu2": lambda x: mx.square(mx.maximum(x, 0))}
@@ -24,7 +26,7 @@ class Context(NamedTuple):
 
     `keys_B` are the rows' dropout keys in training; without them nothing is dropped. `mask` is True (1 or B, 1, T, T)
     where a query sees a key; without it attention is plainly causal, or in blocks within `segments_BT`. What is to be
-    `differentiated` keeps for its gradient only what is dear to compute.
+    `differentiated` keeps for its gradient only what is dear to compute: inputs of norms, results of matrix products.
     """
 
     keys_B: mx.array | None = None
@@ -32,6 +34,10 @@ class Context(NamedTuple):
     segments_BT: mx.array | None = None
     in_blocks: bool = False
     differentiated: bool = False
+
+    def recomputed(self, function: Callable[..., Result], *modules: nn.Module) -> Callable[..., Result]:
+        """The same function, of arrays and of the modules' weights; its gradient keeps its arguments alone."""
+        return recomputed(function, *modules) if self.differentiated else function
 
 
 class Linear(nn.Module):
@@ -99,6 +105,16 @@ class Rope:
         )
 
 
+def project_normed(norm: nn.Module, linears: list[Linear], x: mx.array, context: Context) -> list[mx.array]:
+    """Each of `linears` of the normed x."""
+
+    def project(x: mx.array) -> list[mx.array]:
+        x = norm(x)
+        return [linear(x) for linear in linears]
+
+    return context.recomputed(project, norm, *linears)(x)
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention (Ainslie et al. 2023), with optional norms on queries and keys."""
 
@@ -111,6 +127,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(q_size, spec.hidden_size, spec.attention_bias and spec.attention_output_bias)
         self.q_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(spec.head_dim, spec.norm_eps) if spec.qk_norm else nn.Identity()
+        self.qk_norm = spec.qk_norm
         self.rope = rope
         self.head_dim = spec.head_dim
         self.window = spec.sliding_window
@@ -118,26 +135,31 @@ class Attention(nn.Module):
         self.layer = layer
         self.fused = run.attention != "reference"
 
-    def project(self, x_BTH: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    def project(self, norm: nn.Module, x_BTH: mx.array, context: Context) -> tuple[mx.array, mx.array, mx.array]:
         """Queries (B, N, T, D), keys and values (B, K, T, D)."""
-        heads = (*x_BTH.shape[:2], -1, self.head_dim)
-        q_BNTD = self.q_norm(self.q_proj(x_BTH).reshape(heads)).swapaxes(1, 2)
-        k_BKTD = self.k_norm(self.k_proj(x_BTH).reshape(heads)).swapaxes(1, 2)
-        v_BKTD = self.v_proj(x_BTH).reshape(heads).swapaxes(1, 2)
-        return self.rope(q_BNTD), self.rope(k_BKTD), v_BKTD
+        linears = [self.q_proj, self.k_proj, self.v_proj]
+        projected = project_normed(norm, linears, x_BTH, context)
+        q_BTND, k_BTKD, v_BTKD = (part.reshape(*x_BTH.shape[:2], -1, self.head_dim) for part in projected)
+        if self.qk_norm:
+            q_BTND = context.recomputed(self.q_norm, self.q_norm)(q_BTND)
+            k_BTKD = context.recomputed(self.k_norm, self.k_norm)(k_BTKD)
+        return self.rope(q_BTND.swapaxes(1, 2)), self.rope(k_BTKD.swapaxes(1, 2)), v_BTKD.swapaxes(1, 2)
 
     def merge(self, out_BNTD: mx.array) -> mx.array:
         """Heads back into the residual stream, (B, T, H)."""
         return self.o_proj(out_BNTD.swapaxes(1, 2).flatten(2))
 
-    def __call__(self, x_BTH: mx.array, context: Context) -> mx.array:
-        q, k, v = self.project(x_BTH)
+    def __call__(self, norm: nn.Module, x_BTH: mx.array, context: Context) -> mx.array:
+        q, k, v = self.project(norm, x_BTH, context)
+        return context.recomputed(self.merge, self.o_proj)(self._attend(q, k, v, context))
+
+    def _attend(self, q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, context: Context) -> mx.array:
         if not self.fused or (context.keys_B is not None and self.dropout > 0):
-            return self.merge(self._attend_in_full(q, k, v, context))
+            return self._attend_in_full(q_BNTD, k_BKTD, v_BKTD, context)
         if context.in_blocks:
-            return self.merge(attend_in_blocks(q, k, v, self.window, context.segments_BT))
+            return attend_in_blocks(q_BNTD, k_BKTD, v_BKTD, self.window, context.segments_BT)
         mask = "causal" if context.mask is None else context.mask
-        return self.merge(mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask))
+        return mx.fast.scaled_dot_product_attention(q_BNTD, k_BKTD, v_BKTD, scale=self.head_dim**-0.5, mask=mask)
 
     def _attend_in_full(self, q_BNTD: mx.array, k_BKTD: mx.array, v_BKTD: mx.array, context: Context) -> mx.array:
         """Attention whose probabilities exist as an array: what dropout needs, and the reference for the rest."""
@@ -161,12 +183,9 @@ class MLP(nn.Module):
         self.down_proj = Linear(ffn, hidden, bias)
         self.activation = ACTIVATIONS[spec.activation]
 
-    def __call__(self, x: mx.array, differentiated: bool = False) -> mx.array:
-        parts = [self.up_proj(x)] if self.gate_proj is None else [self.gate_proj(x), self.up_proj(x)]
-        # Recomputed in part: the gradient asks for the activation again, which is cheap, and not for the product.
-        # Otherwise two arrays more as large as `parts` would be kept, a third of what a block keeps.
-        down = recomputed(self, self._down) if differentiated else self._down
-        return down(*parts)
+    def __call__(self, norm: nn.Module, x: mx.array, context: Context) -> mx.array:
+        linears = [self.up_proj] if self.gate_proj is None else [self.gate_proj, self.up_proj]
+        return context.recomputed(self._down, self.down_proj)(*project_normed(norm, linears, x, context))
 
     def _down(self, first: mx.array, *up: mx.array) -> mx.array:
         return self.down_proj(self.activation(first) * up[0] if up else self.activation(first))
@@ -185,9 +204,9 @@ class Block(nn.Module):
         self.layer = layer
 
     def __call__(self, x: mx.array, context: Context) -> mx.array:
-        branch = self.self_attn(self.input_layernorm(x), context)
+        branch = self.self_attn(self.input_layernorm, x, context)
         x = x + drop(branch, self.dropout, context.keys_B, self.layer, "attention_output")
-        branch = self.mlp(self.post_attention_layernorm(x), context.differentiated)
+        branch = self.mlp(self.post_attention_layernorm, x, context)
         return x + drop(branch, self.dropout, context.keys_B, self.layer, "mlp_output")
 
 
@@ -243,11 +262,11 @@ class Model(nn.Module):
         context = context._replace(differentiated=differentiated)
         x = self.embed(tokens_BT)
         for layer, block in enumerate(self.model.layers):
-            if self.recompute_every and layer % self.recompute_every == 0 and differentiated:
-                x = recomputed(block, lambda x, block=block: block(x, context))(x)
-            else:
-                x = block(x, context)
-        return self.model.norm(x)
+            forward = partial(block, context=context)
+            if self.recompute_every and layer % self.recompute_every == 0:
+                forward = context.recomputed(forward, block)
+            x = forward(x)
+        return context.recomputed(self.model.norm, self.model.norm)(x)
 
     def _context(self, length: int, segments_BT: mx.array | None, keys_B: mx.array | None, in_blocks: bool) -> Context:
         if in_blocks:
