@@ -21,7 +21,8 @@ class Setting:
     """All that memory depends on.
 
     `compiled` fuses element-wise work, so that PyTorch keeps less of it. `lanes` are the parts of a micro-batch that
-    are computed at the same time, each with gradients of its own: `sconce_mlx.lanes`.
+    are computed at the same time, each with gradients of its own: `sconce_mlx.lanes`. With one lane MLX computes depth
+    first, and so lets go of most arrays early.
     """
 
     spec: ModelSpec
@@ -81,8 +82,7 @@ def step_memory(setting: Setting) -> Memory:
     spec, tokens = setting.spec, setting.tokens
     weights = 4 * spec.num_params
     state = 4 * sum(_size(shape) for _, shape in state_names(spec, setting.optim))
-    lanes = min(setting.lanes, setting.micro_batch_size)
-    head_gradients = lanes * 4 * spec.vocab_size * spec.hidden_size
+    head_gradients = _lanes(setting) * 4 * spec.vocab_size * spec.hidden_size
     sums = weights if setting.accumulates else 0
     kept, working = _block_bytes(setting)
     recomputed = _recomputed_blocks(setting)
@@ -92,15 +92,14 @@ def step_memory(setting: Setting) -> Memory:
     return Memory(
         weights=weights,
         optimizer=state - weights,
-        # MLX adds one tree of gradients to another; PyTorch adds each to its sum as soon as it is there.
-        gradients=lanes * weights + (sums if setting.framework == "mlx" else 0),
+        gradients=_gradient_bytes(setting),
         casts=_cast_bytes(setting),
         activations=tokens * activations + _mask_bytes(setting),
         logits=_loss_bytes(setting),
         working=tokens * (working + _recompute_bytes(setting, kept, working)),
         carried=sums + head_gradients,
         remaining=tokens * remaining + _mask_bytes(setting),
-        update=weights * _update_trees(setting),
+        update=_update_bytes(setting),
     )
 
 
@@ -115,6 +114,45 @@ def _size(shape: tuple[int, ...]) -> int:
     for length in shape:
         size *= length
     return size
+
+
+def _lanes(setting: Setting) -> int:
+    return min(setting.lanes, setting.micro_batch_size)
+
+
+def _gradient_bytes(setting: Setting) -> int:
+    """All gradients at the end of the way back, with the sums of earlier micro-batches.
+
+    PyTorch adds each to its sum as soon as it is there; MLX, depth first, almost so, and else one tree of them to
+    another. And in MLX the embedding's is an array beside the head's, even if they are tied.
+    """
+    spec, weights = setting.spec, 4 * setting.spec.num_params
+    if setting.framework != "mlx":
+        return weights
+    table = 4 * spec.vocab_size * spec.hidden_size
+    sums = weights if setting.accumulates else 0
+    if setting.lanes > 1:
+        return _lanes(setting) * (weights + table) + sums
+    tables = table * (1 if spec.tie_word_embeddings else 2)
+    waiting = 2 * (weights - tables) // spec.num_layers + (table if spec.tie_word_embeddings else 0)
+    return weights + table + (waiting if setting.accumulates else 0)
+
+
+def _update_bytes(setting: Setting) -> int:
+    """What an update holds at once, gradients included.
+
+    PyTorch overwrites, and so does MLX, depth first, but for parameters under way; else it holds scaled gradients and
+    parts of a rule for many parameters at once.
+    """
+    spec, rule = setting.spec, setting.optim.algorithm
+    weights, largest = 4 * spec.num_params, 4 * max(param.size for param in spec.params())
+    if setting.framework != "mlx":
+        return weights
+    if setting.lanes == 1:
+        return weights + largest * (1 if setting.compiled else 2)
+    if setting.compiled:
+        return 2 * weights if rule in ("lion", "muon") else weights + largest
+    return 2 * weights + largest if rule in ("sgd", "muon") else 3 * weights
 
 
 def _recomputed_blocks(setting: Setting) -> int:
@@ -239,24 +277,14 @@ def _end_bytes(setting: Setting) -> int:
     return 16 + _norm_bytes(setting, spec.hidden_size) + output
 
 
-def _update_trees(setting: Setting) -> int:
-    """Arrays as large as all weights that an update holds at once, gradients included.
-
-    PyTorch overwrites. MLX makes scaled gradients and, uncompiled, parts of a rule for many parameters at once.
-    """
-    if setting.framework != "mlx":
-        return 1
-    return 2 if setting.compiled or setting.optim.algorithm in ("sgd", "muon") else 3
-
-
 def _cast_bytes(setting: Setting) -> int:
     if setting.options.precision == "fp32":
         return 0
     spec = setting.spec
     matrices = sum(param.size for param in spec.params() if param.group == "matrix")
     recomputed = _recomputed_blocks(setting)
-    if setting.framework == "mlx":  # which casts again, and keeps the table's cast for the loss's gradient
-        return 2 * (matrices // spec.num_layers + spec.vocab_size * spec.hidden_size)
+    if setting.framework == "mlx":  # which casts again: a block's at a time, or the head's
+        return 2 * max(matrices // spec.num_layers, spec.vocab_size * spec.hidden_size)
     held = spec.num_layers - recomputed + min(recomputed, 1)  # one recomputed block at a time has its own
     return 2 * (matrices * held // spec.num_layers)
 
@@ -269,8 +297,9 @@ def _loss_bytes(setting: Setting) -> int:
     if setting.framework == "mlx":
         # Where memory is short and MLX waits, the gradient takes the place of the float32 logits.
         logits = chunk * spec.vocab_size * (4 if act == 4 else 6)
-        # A chunk's part, and the sum with it.
-        return logits + (2 * 4 * table * min(setting.lanes, setting.micro_batch_size) if chunk < setting.tokens else 0)
+        # A chunk's part of the head's gradient, beside the sum; 16 bits of it are cast.
+        part = table * (4 if act == 4 else 4 + act) * _lanes(setting)
+        return logits + (part if chunk < setting.tokens else 0)
     # Compiled, 16 bits take 6 where a processor emulates them; a GPU needs 4.
     a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
     cast = table * act if act < 4 else 0

@@ -2,7 +2,11 @@
 
 import gc
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +38,7 @@ CASES = {
     "recompute every second": {"recompute_every": 2, "num_layers": 6},
     "bf16, recompute": {"precision": "bf16", "recompute_every": 1, "num_layers": 6},
     "chunked": {"vocab_size": 3000, "loss_chunk": 64},
+    "chunked, bf16": {"vocab_size": 8000, "loss_chunk": 64, "precision": "bf16"},
     "reference": {"attention": "reference"},
     "dropout": {"residual_dropout": 0.1, "attn_dropout": 0.1},
     "window": {"sliding_window": 40},
@@ -44,11 +49,19 @@ CASES = {
     "long, packed": {"seq_len": 1200, "num_layers": 2, "packed": True},
     "long, window": {"seq_len": 1200, "num_layers": 2, "sliding_window": 300},
 }
-FEW_TOKENS = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "seq_len": 16}
+FEW_TOKENS = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "num_layers": 16, "seq_len": 16}
 SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide", "blocks, packed", "long, packed")
 PEAK_CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SELDOM else []) for case in CASES]
 OPTIONS = ("precision", "recompute_every", "loss_chunk", "attention")
 ROWS, SEQ = 4, 128
+
+
+def mlx_lanes():
+    if "mlx" not in INSTALLED:
+        return MLX_CPU_LANES
+    from sconce_mlx.lanes import lanes
+
+    return len(lanes())
 
 
 def setting_of(case, framework, rows=ROWS, **changes):
@@ -66,7 +79,7 @@ def setting_of(case, framework, rows=ROWS, **changes):
         micro_batch_size=rows,
         seq_len=seq,
         packed=packed,
-        lanes=MLX_CPU_LANES if framework == "mlx" else 1,
+        lanes=mlx_lanes() if framework == "mlx" else 1,
     )
 
 
@@ -160,13 +173,12 @@ def test_the_model_knows_how_torch_cuts_its_work():
 def test_the_model_knows_how_mlx_cuts_its_work():
     """Numbers of the backend that the core, which imports none, has to repeat."""
     from sconce_mlx import attention
-    from sconce_mlx.lanes import lanes
 
     assert MLX_BLOCKED_FROM == attention.BLOCKED_FROM
     assert MLX_RECOMPUTED_FROM == attention.RECOMPUTED_FROM
     assert MLX_BLOCK == attention.BLOCK
     device = load_backend("mlx").device()
-    assert len(lanes()) == (MLX_CPU_LANES if device.kind == "cpu" else 1)
+    assert mlx_lanes() == (MLX_CPU_LANES if device.kind == "cpu" else 1)
 
 
 def mlx_peak(setting, micro_batches):
@@ -200,26 +212,55 @@ def test_mlx_peak_is_near_the_estimate(case):
 
 
 @mlx_only
-@pytest.mark.parametrize("algorithm", ["adam_w", "sgd", "lion", "muon"])
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_mlx_peak_of_large_weights_is_near_the_estimate(algorithm, micro_batches):
-    """Where gradients are most of it: no tree of them more than is counted."""
-    setting = setting_of(FEW_TOKENS, "mlx", optim=OptimSpec(algorithm=algorithm))
-    setting = replace(setting, batch_size=micro_batches * ROWS)
+@pytest.mark.parametrize("algorithm", ["adam_w", "sgd", "lion", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("rows", "compiled", "micro_batches"),
+    [(ROWS, False, 1), (ROWS, False, 2), (1, False, 1), (1, True, 1), (1, True, 2)],
+)
+def test_mlx_peak_of_large_weights_is_near_the_estimate(algorithm, rows, compiled, micro_batches):
+    """Where gradients and the update are most of it: no tree of them more than is counted."""
+    setting = setting_of(FEW_TOKENS, "mlx", rows, optim=OptimSpec(algorithm=algorithm))
+    options = ComputeOptions(compile=compiled)
+    setting = replace(setting, compiled=compiled, options=options, batch_size=micro_batches * rows)
     memory = step_memory(setting)
     assert memory.peak - memory.weights - memory.optimizer == pytest.approx(mlx_peak(setting, micro_batches), rel=0.15)
 
 
+DEPTH_FIRST = {
+    "default": {},
+    "bf16": {"precision": "bf16"},
+    "recompute": {"recompute_every": 1, "num_layers": 6},
+    "few tokens": FEW_TOKENS,
+    "large vocabulary, few tokens": {"vocab_size": 20000, "seq_len": 16},
+    "few tokens, lion": {**FEW_TOKENS, "optim": OptimSpec(algorithm="lion")},
+}
+
+
+def depth_first_setting(case):
+    setting = replace(setting_of(DEPTH_FIRST[case], "mlx", rows=1), lanes=1, compiled=True, batch_size=2)
+    return replace(setting, options=replace(setting.options, compile=True))
+
+
+def print_depth_first_peaks():
+    """In a process of its own: MLX reads the order when it starts."""
+    import sconce_mlx.learner
+
+    lanes = sconce_mlx.learner.lanes
+    sconce_mlx.learner.lanes = lambda: lanes()[:1]
+    print(json.dumps({case: mlx_peak(depth_first_setting(case), 2) for case in DEPTH_FIRST}))
+
+
 @mlx_only
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("algorithm", ["adam_w", "sgd", "lion", "muon"])
-def test_mlx_peak_of_an_update_is_near_the_estimate(algorithm, compiled):
-    """One row, and so one lane, of few tokens: nothing else is as large as what the update holds."""
-    setting = setting_of(FEW_TOKENS, "mlx", rows=1, optim=OptimSpec(algorithm=algorithm))
-    setting = replace(setting, compiled=compiled, lanes=1, options=ComputeOptions(compile=compiled))
-    memory = step_memory(setting)
-    assert memory.peak == memory.weights + memory.optimizer + memory.update
-    assert memory.update == pytest.approx(mlx_peak(setting, 1), rel=0.2)
+def test_mlx_peak_depth_first_is_near_the_estimate():
+    """As a Mac computes: one lane, compiled, and in the order that is MLX's own."""
+    here = Path(__file__).parent
+    path = [str(here), str(here.parent)]
+    code = f"import sys; sys.path[:0] = {path}; import test_memory; test_memory.print_depth_first_peaks()"
+    environment = os.environ | {"MLX_BFS_MAX_WIDTH": "20"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    memories = {case: step_memory(depth_first_setting(case)) for case in DEPTH_FIRST}
+    estimates = {case: memory.peak - memory.weights - memory.optimizer for case, memory in memories.items()}
+    assert estimates == pytest.approx(json.loads(done.stdout), rel=0.15)
 
 
 def test_state_and_cache_are_what_is_allocated(backend):

@@ -90,8 +90,10 @@ class Optimizer:
     ) -> tuple[mx.array, ...]:
         beta1, beta2 = self.optim.beta1, self.optim.beta2
         direction = mx.sign(beta1 * m + (1 - beta1) * grad)
-        m = _remembered(finite, beta2 * m + (1 - beta2) * grad, m)
-        return param * (1 - scalars[0] * decay) - scalars[0] * direction, m
+        param = param * (1 - scalars[0] * decay) - scalars[0] * direction
+        # Last, as both need the old m: first, it would be made beside it for all parameters at once.
+        m, grad = mx.depends([m, grad], [param])
+        return param, _remembered(finite, beta2 * m + (1 - beta2) * grad, m)
 
     def _muon(
         self, param: mx.array, grad: mx.array, decay: float, scalars: mx.array, finite: mx.array, m: mx.array
