@@ -120,22 +120,30 @@ def _lanes(setting: Setting) -> int:
     return min(setting.lanes, setting.micro_batch_size)
 
 
+def _table_bytes(spec: ModelSpec) -> int:
+    """Float32 of the embedding and, where it is another, of the head."""
+    return 4 * spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
+
+
+def _two_blocks_bytes(spec: ModelSpec) -> int:
+    """Float32 of the weights of two blocks: depth first, MLX has about as many under way."""
+    return min(2, spec.num_layers) * (4 * spec.num_params - _table_bytes(spec)) // spec.num_layers
+
+
 def _gradient_bytes(setting: Setting) -> int:
     """All gradients at the end of the way back, with the sums of earlier micro-batches.
 
     PyTorch adds each to its sum as soon as it is there; MLX, depth first, almost so, and else one tree of them to
-    another. And in MLX the embedding's is an array beside the head's, even if they are tied.
+    another. And in MLX a tied embedding has two gradients, of which the head's waits for the other.
     """
     spec, weights = setting.spec, 4 * setting.spec.num_params
     if setting.framework != "mlx":
         return weights
     table = 4 * spec.vocab_size * spec.hidden_size
-    sums = weights if setting.accumulates else 0
+    tied = table if spec.tie_word_embeddings else 0
     if setting.lanes > 1:
-        return _lanes(setting) * (weights + table) + sums
-    tables = table * (1 if spec.tie_word_embeddings else 2)
-    waiting = 2 * (weights - tables) // spec.num_layers + (table if spec.tie_word_embeddings else 0)
-    return weights + table + (waiting if setting.accumulates else 0)
+        return _lanes(setting) * (weights + tied) + (weights if setting.accumulates else 0)
+    return weights + tied + (table + _two_blocks_bytes(spec) if setting.accumulates else 0)
 
 
 def _update_bytes(setting: Setting) -> int:
@@ -144,15 +152,15 @@ def _update_bytes(setting: Setting) -> int:
     PyTorch overwrites, and so does MLX, depth first, but for parameters under way; else it holds scaled gradients and
     parts of a rule for many parameters at once.
     """
-    spec, rule = setting.spec, setting.optim.algorithm
-    weights, largest = 4 * spec.num_params, 4 * max(param.size for param in spec.params())
+    spec, rule, weights = setting.spec, setting.optim.algorithm, 4 * setting.spec.num_params
     if setting.framework != "mlx":
         return weights
+    under_way = _table_bytes(spec) * (1 if setting.compiled else 2) + _two_blocks_bytes(spec)
     if setting.lanes == 1:
-        return weights + largest * (1 if setting.compiled else 2)
+        return weights + min(under_way, weights * (1 if setting.compiled else 2))
     if setting.compiled:
-        return 2 * weights if rule in ("lion", "muon") else weights + largest
-    return 2 * weights + largest if rule in ("sgd", "muon") else 3 * weights
+        return 2 * weights if rule in ("lion", "muon") else weights + min(under_way, weights)
+    return 2 * weights + min(under_way, weights) if rule in ("sgd", "muon") else 3 * weights
 
 
 def _recomputed_blocks(setting: Setting) -> int:
@@ -296,10 +304,10 @@ def _loss_bytes(setting: Setting) -> int:
     chunk = min(setting.options.loss_chunk or setting.tokens, setting.tokens)
     if setting.framework == "mlx":
         # Where memory is short and MLX waits, the gradient takes the place of the float32 logits.
-        logits = chunk * spec.vocab_size * (4 if act == 4 else 6)
-        # A chunk's part of the head's gradient, beside the sum; 16 bits of it are cast.
-        part = table * (4 if act == 4 else 4 + act) * _lanes(setting)
-        return logits + (part if chunk < setting.tokens else 0)
+        cast = 0 if act == 4 or setting.compiled else act
+        # A chunk's part of the head's gradient, beside the sum.
+        part = table * (4 + cast) * _lanes(setting) if chunk < setting.tokens else 0
+        return chunk * spec.vocab_size * (4 + cast) + part
     # Compiled, 16 bits take 6 where a processor emulates them; a GPU needs 4.
     a_token = (4 if act == 4 else 6) if not setting.compiled else 2 * max(act, 3)
     cast = table * act if act < 4 else 0

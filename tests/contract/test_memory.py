@@ -38,7 +38,8 @@ CASES = {
     "recompute every second": {"recompute_every": 2, "num_layers": 6},
     "bf16, recompute": {"precision": "bf16", "recompute_every": 1, "num_layers": 6},
     "chunked": {"vocab_size": 3000, "loss_chunk": 64},
-    "chunked, bf16": {"vocab_size": 8000, "loss_chunk": 64, "precision": "bf16"},
+    "chunked, bf16": {"vocab_size": 3000, "loss_chunk": 64, "precision": "bf16"},
+    "untied": {"vocab_size": 3000, "tie_word_embeddings": False},
     "reference": {"attention": "reference"},
     "dropout": {"residual_dropout": 0.1, "attn_dropout": 0.1},
     "window": {"sliding_window": 40},
@@ -51,7 +52,8 @@ CASES = {
 }
 FEW_TOKENS = {"hidden_size": 128, "intermediate_size": 512, "head_dim": 32, "num_layers": 16, "seq_len": 16}
 SELDOM = ("many layers", "plain, layernorm", "reference", "window", "wide", "blocks, packed", "long, packed")
-PEAK_CASES = [pytest.param(case, marks=[pytest.mark.slow] if case in SELDOM else []) for case in CASES]
+SLOW = pytest.mark.slow
+PEAK_CASES = [pytest.param(case, marks=[SLOW] if case in SELDOM else []) for case in CASES]
 OPTIONS = ("precision", "recompute_every", "loss_chunk", "attention")
 ROWS, SEQ = 4, 128
 
@@ -212,7 +214,7 @@ def test_mlx_peak_is_near_the_estimate(case):
 
 
 @mlx_only
-@pytest.mark.parametrize("algorithm", ["adam_w", "sgd", "lion", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algorithm", ["adam_w", "lion", *(pytest.param(x, marks=SLOW) for x in ("sgd", "muon"))])
 @pytest.mark.parametrize(
     ("rows", "compiled", "micro_batches"),
     [(ROWS, False, 1), (ROWS, False, 2), (1, False, 1), (1, True, 1), (1, True, 2)],
@@ -231,34 +233,39 @@ DEPTH_FIRST = {
     "bf16": {"precision": "bf16"},
     "recompute": {"recompute_every": 1, "num_layers": 6},
     "few tokens": FEW_TOKENS,
+    "two layers, few tokens": {**FEW_TOKENS, "num_layers": 2},
     "large vocabulary, few tokens": {"vocab_size": 20000, "seq_len": 16},
+    "untied, one layer": {"vocab_size": 6000, "seq_len": 16, "tie_word_embeddings": False, "num_layers": 1},
+    "chunked, bf16": {"vocab_size": 8000, "loss_chunk": 64, "precision": "bf16"},
     "few tokens, lion": {**FEW_TOKENS, "optim": OptimSpec(algorithm="lion")},
 }
 
 
-def depth_first_setting(case):
-    setting = replace(setting_of(DEPTH_FIRST[case], "mlx", rows=1), lanes=1, compiled=True, batch_size=2)
+def depth_first_setting(case, micro_batches):
+    setting = replace(setting_of(DEPTH_FIRST[case], "mlx", rows=1), lanes=1, compiled=True, batch_size=micro_batches)
     return replace(setting, options=replace(setting.options, compile=True))
 
 
-def print_depth_first_peaks():
+def print_depth_first_peaks(micro_batches):
     """In a process of its own: MLX reads the order when it starts."""
     import sconce_mlx.learner
 
     lanes = sconce_mlx.learner.lanes
     sconce_mlx.learner.lanes = lambda: lanes()[:1]
-    print(json.dumps({case: mlx_peak(depth_first_setting(case), 2) for case in DEPTH_FIRST}))
+    settings = {case: depth_first_setting(case, micro_batches) for case in DEPTH_FIRST}
+    print(json.dumps({case: mlx_peak(setting, micro_batches) for case, setting in settings.items()}))
 
 
 @mlx_only
-def test_mlx_peak_depth_first_is_near_the_estimate():
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_mlx_peak_depth_first_is_near_the_estimate(micro_batches):
     """As a Mac computes: one lane, compiled, and in the order that is MLX's own."""
     here = Path(__file__).parent
     path = [str(here), str(here.parent)]
-    code = f"import sys; sys.path[:0] = {path}; import test_memory; test_memory.print_depth_first_peaks()"
+    code = f"import sys; sys.path[:0] = {path}; import test_memory as t; t.print_depth_first_peaks({micro_batches})"
     environment = os.environ | {"MLX_BFS_MAX_WIDTH": "20"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    memories = {case: step_memory(depth_first_setting(case)) for case in DEPTH_FIRST}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    memories = {case: step_memory(depth_first_setting(case, micro_batches)) for case in DEPTH_FIRST}
     estimates = {case: memory.peak - memory.weights - memory.optimizer for case, memory in memories.items()}
     assert estimates == pytest.approx(json.loads(done.stdout), rel=0.15)
 

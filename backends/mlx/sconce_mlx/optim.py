@@ -109,7 +109,7 @@ def _remembered(finite: mx.array, new: mx.array, old: mx.array) -> mx.array:
 
     Chosen before it is used, as compiled, choosing between two arrays afterwards costs passes over memory. A kernel of
     its own, whose result takes the place of `old`: fused with its use it would be one of several results, which MLX
-    gives new memory each. Uncompiled, Lion's update needs a tree of weights less with it, too.
+    gives new memory each.
     """
     return mx.depends(mx.where(finite, new, old), finite)
 
