@@ -3,6 +3,7 @@
 import importlib.util
 
 import numpy as np
+import pytest
 
 from sconce.data.batches import Batch
 from sconce.init import InitialWeights
@@ -76,3 +77,5 @@ def random_weights(spec: ModelSpec, seed: int = 1, scale: float = 1.0) -> dict[s
 INSTALLED = [
     hardware for hardware, module in (("cpu", "torch"), ("mlx", "mlx")) if importlib.util.find_spec(module) is not None
 ]
+torch_only = pytest.mark.skipif("cpu" not in INSTALLED, reason="PyTorch is not installed")
+mlx_only = pytest.mark.skipif("mlx" not in INSTALLED, reason="MLX is not installed")

@@ -82,7 +82,7 @@ def step_memory(setting: Setting) -> Memory:
     spec, tokens = setting.spec, setting.tokens
     weights = 4 * spec.num_params
     state = 4 * sum(_size(shape) for _, shape in state_names(spec, setting.optim))
-    head_gradients = _lanes(setting) * 4 * spec.vocab_size * spec.hidden_size
+    head_gradients = _lanes(setting) * _head_bytes(spec)
     sums = weights if setting.accumulates else 0
     kept, working = _block_bytes(setting)
     recomputed = _recomputed_blocks(setting)
@@ -120,14 +120,19 @@ def _lanes(setting: Setting) -> int:
     return min(setting.lanes, setting.micro_batch_size)
 
 
-def _table_bytes(spec: ModelSpec) -> int:
+def _head_bytes(spec: ModelSpec) -> int:
+    """Float32 of the head, and as much of the embedding."""
+    return 4 * spec.vocab_size * spec.hidden_size
+
+
+def _tables_bytes(spec: ModelSpec) -> int:
     """Float32 of the embedding and, where it is another, of the head."""
-    return 4 * spec.vocab_size * spec.hidden_size * (1 if spec.tie_word_embeddings else 2)
+    return _head_bytes(spec) * (1 if spec.tie_word_embeddings else 2)
 
 
 def _two_blocks_bytes(spec: ModelSpec) -> int:
     """Float32 of the weights of two blocks: depth first, MLX has about as many under way."""
-    return min(2, spec.num_layers) * (4 * spec.num_params - _table_bytes(spec)) // spec.num_layers
+    return min(2, spec.num_layers) * (4 * spec.num_params - _tables_bytes(spec)) // spec.num_layers
 
 
 def _gradient_bytes(setting: Setting) -> int:
@@ -139,11 +144,10 @@ def _gradient_bytes(setting: Setting) -> int:
     spec, weights = setting.spec, 4 * setting.spec.num_params
     if setting.framework != "mlx":
         return weights
-    table = 4 * spec.vocab_size * spec.hidden_size
-    tied = table if spec.tie_word_embeddings else 0
+    own = weights + (_head_bytes(spec) if spec.tie_word_embeddings else 0)
     if setting.lanes > 1:
-        return _lanes(setting) * (weights + tied) + (weights if setting.accumulates else 0)
-    return weights + tied + (table + _two_blocks_bytes(spec) if setting.accumulates else 0)
+        return _lanes(setting) * own + (weights if setting.accumulates else 0)
+    return own + (_head_bytes(spec) + _two_blocks_bytes(spec) if setting.accumulates else 0)
 
 
 def _update_bytes(setting: Setting) -> int:
@@ -155,9 +159,10 @@ def _update_bytes(setting: Setting) -> int:
     spec, rule, weights = setting.spec, setting.optim.algorithm, 4 * setting.spec.num_params
     if setting.framework != "mlx":
         return weights
-    under_way = _table_bytes(spec) * (1 if setting.compiled else 2) + _two_blocks_bytes(spec)
+    copies = 1 if setting.compiled else 2
+    under_way = copies * _tables_bytes(spec) + _two_blocks_bytes(spec)
     if setting.lanes == 1:
-        return weights + min(under_way, weights * (1 if setting.compiled else 2))
+        return weights + min(under_way, copies * weights)
     if setting.compiled:
         return 2 * weights if rule in ("lion", "muon") else weights + min(under_way, weights)
     return 2 * weights + min(under_way, weights) if rule in ("sgd", "muon") else 3 * weights

@@ -5,7 +5,7 @@ import importlib
 import numpy as np
 import pytest
 import reference
-from tiny import INSTALLED, make_spec, random_batch, random_weights
+from tiny import make_spec, random_batch, random_weights, torch_only
 
 from sconce.backend import INITIAL_LOSS_SCALE, LOSS_SCALE_INTERVAL, ComputeOptions, LossScale, StepScalars, load_backend
 from sconce.data.batches import Batch
@@ -206,7 +206,7 @@ def test_a_skipped_update_still_counts(backend):
         np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-@pytest.mark.skipif("cpu" not in INSTALLED, reason="torch is not installed")
+@torch_only
 @pytest.mark.parametrize("missing", ["no C++ compiler here", "Cannot find a working triton installation"])
 def test_without_a_compiler_training_goes_on_and_says_so_once(missing, monkeypatch, caplog):
     import torch

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from tiny import INSTALLED, VARIATIONS, make_spec, random_batch, random_weights
+from tiny import VARIATIONS, make_spec, mlx_only, random_batch, random_weights
 
 from sconce.backend import ComputeOptions, StepScalars, load_backend, state_names
 from sconce.data.batches import Batch
@@ -278,7 +278,7 @@ def test_load_is_strict(backend):
         learner.load({**good, "model/model.norm.weight": np.zeros(3, np.float32)}, step=1)
 
 
-@pytest.mark.skipif("mlx" not in INSTALLED, reason="MLX is not installed")
+@mlx_only
 @pytest.mark.parametrize("compiled", [False, True])
 def test_reading_figures_computes_nothing_in_mlx(tmp_path, compiled):
     """Else it would queue behind the updates that were asked for since."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import INSTALLED, make_spec, random_batch, random_weights
+from tiny import INSTALLED, make_spec, mlx_only, random_batch, random_weights, torch_only
 
 from sconce.backend import ComputeOptions, StepScalars, load_backend
 from sconce.optim import OptimSpec
@@ -85,6 +85,12 @@ def setting_of(case, framework, rows=ROWS, **changes):
     )
 
 
+def beside_the_state(setting):
+    """The estimated peak of a step, without weights and slots, which measurement leaves out as well."""
+    memory = step_memory(setting)
+    return memory.peak - memory.weights - memory.optimizer
+
+
 def learner_and_batch(setting):
     backend = load_backend("cpu" if setting.framework == "torch" else "mlx")
     learner = backend.learner(setting.spec, setting.optim, setting.options, random_weights(setting.spec))
@@ -101,10 +107,6 @@ def instructions_for_16_bits(monkeypatch):
         from sconce_torch import products
 
         monkeypatch.setattr(products, "CPU_MULTIPLIES", dict.fromkeys(products.CPU_MULTIPLIES, True))
-
-
-torch_only = pytest.mark.skipif("cpu" not in INSTALLED, reason="PyTorch is not installed")
-mlx_only = pytest.mark.skipif("mlx" not in INSTALLED, reason="MLX is not installed")
 
 
 @torch_only
@@ -158,9 +160,7 @@ def torch_peak(setting, tmp_path):
 @pytest.mark.parametrize("case", PEAK_CASES)
 def test_torch_peak_is_near_the_estimate(case, tmp_path):
     setting = setting_of(CASES[case], "torch")
-    memory = step_memory(setting)
-    measured = torch_peak(setting, tmp_path)
-    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(measured, rel=0.15)
+    assert beside_the_state(setting) == pytest.approx(torch_peak(setting, tmp_path), rel=0.15)
 
 
 @torch_only
@@ -209,8 +209,7 @@ def mlx_peak(setting, micro_batches):
 @pytest.mark.parametrize("case", PEAK_CASES)
 def test_mlx_peak_is_near_the_estimate(case):
     setting = setting_of(CASES[case], "mlx")
-    memory = step_memory(setting)
-    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(mlx_peak(setting, 1), rel=0.15)
+    assert beside_the_state(setting) == pytest.approx(mlx_peak(setting, 1), rel=0.15)
 
 
 @mlx_only
@@ -224,8 +223,7 @@ def test_mlx_peak_of_large_weights_is_near_the_estimate(algorithm, rows, compile
     setting = setting_of(FEW_TOKENS, "mlx", rows, optim=OptimSpec(algorithm=algorithm))
     options = ComputeOptions(compile=compiled)
     setting = replace(setting, compiled=compiled, options=options, batch_size=micro_batches * rows)
-    memory = step_memory(setting)
-    assert memory.peak - memory.weights - memory.optimizer == pytest.approx(mlx_peak(setting, micro_batches), rel=0.15)
+    assert beside_the_state(setting) == pytest.approx(mlx_peak(setting, micro_batches), rel=0.15)
 
 
 DEPTH_FIRST = {
@@ -265,8 +263,7 @@ def test_mlx_peak_depth_first_is_near_the_estimate(micro_batches):
     code = f"import sys; sys.path[:0] = {path}; import test_memory as t; t.print_depth_first_peaks({micro_batches})"
     environment = os.environ | {"MLX_BFS_MAX_WIDTH": "20"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    memories = {case: step_memory(depth_first_setting(case, micro_batches)) for case in DEPTH_FIRST}
-    estimates = {case: memory.peak - memory.weights - memory.optimizer for case, memory in memories.items()}
+    estimates = {case: beside_the_state(depth_first_setting(case, micro_batches)) for case in DEPTH_FIRST}
     assert estimates == pytest.approx(json.loads(done.stdout), rel=0.15)
 
 

@@ -7,7 +7,7 @@ import weakref
 import pytest
 from commands import checkpoints, records, weights
 from in_process import train
-from tiny import INSTALLED
+from tiny import mlx_only
 
 from sconce.backend import Batch
 from sconce.errors import OutOfMemoryError
@@ -196,7 +196,7 @@ def test_where_nothing_is_smaller_a_lost_update_is_not_saved(prepared, tmp_path,
     assert checkpoints(tmp_path / "a")[-1] == "step-00000005"
 
 
-@pytest.mark.skipif("mlx" not in INSTALLED, reason="mlx is not installed")
+@mlx_only
 def test_a_device_that_says_it_late_is_believed_only_where_it_was_waited_for(monkeypatch):
     """As Metal: an error may be of an earlier call, whose arrays are garbage; but in the first step of a shape."""
     from tiny import make_spec, random_batch, random_weights
@@ -228,7 +228,7 @@ def test_a_device_that_says_it_late_is_believed_only_where_it_was_waited_for(mon
         assert caught.value.intact is intact
 
 
-@pytest.mark.skipif("mlx" not in INSTALLED, reason="mlx is not installed")
+@mlx_only
 @pytest.mark.parametrize("reason", ["Insufficient Memory (00000008)", "Caused GPU Timeout Error (00000002)"])
 def test_what_metal_says_of_a_command_that_is_too_large(reason):
     from sconce_mlx.memory import out_of_memory
