@@ -104,3 +104,27 @@ def test_compiling_that_fails_halfway_is_done_without(monkeypatch, caplog, fails
     assert make_step(learner, 1).loss < expected.loss
     (said,) = (record.getMessage() for record in caplog.records if record.name == "sconce")
     assert "no space left for a kernel" in said
+
+
+def test_a_second_start_finds_what_the_first_compiled(monkeypatch):
+    import sconce_torch.products
+    from torch._dynamo.utils import counters
+    from torch._inductor.utils import fresh_cache
+
+    monkeypatch.setattr(sconce_torch.products, "ONEDNN_IS_QUICKER", True)  # as on two threads, for so few rows
+
+    def start(*, compile):
+        torch.compiler.reset()
+        counters.clear()
+        learner = make_learner(1, compile=compile)
+        losses = [make_step(learner, step).loss for step in range(3)]
+        assert learner.compiler.works == compile
+        return losses, {name: counters["aot_autograd"][f"autograd_cache_{name}"] for name in ("miss", "hit", "bypass")}
+
+    with fresh_cache():
+        first, found = start(compile=True)
+        assert found == {"miss": 1, "hit": 0, "bypass": 0}
+        again, found = start(compile=True)
+        assert found == {"miss": 0, "hit": 1, "bypass": 0}
+    assert again == first
+    np.testing.assert_allclose(first, start(compile=False)[0], rtol=1e-5)

@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 import torch._dynamo.config as dynamo
+import torch._functorch.config as functorch
 import torch._inductor.config as inductor
 from torch._dynamo.exc import ShortenTraceback
 
@@ -53,6 +54,9 @@ class Compiler:
         # the first step, for what on x86 every compiler has that knows PyTorch's C++.
         if inductor.cpp.vec_isa_ok is None and X86:
             inductor.cpp.vec_isa_ok = True
+        # Graphs with functions that have gradients of their own are kept on disk like others: ours depend on nothing
+        # but their arguments. PyTorch means to do so by default.
+        functorch.autograd_cache_allow_custom_autograd_functions = True
         self.works = wanted
         if wanted and device.type == "cpu":
             _begin_with_headers()

@@ -74,7 +74,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The same for what is of one dtype and needs no gradient."""
     rows = x.numel() // x.shape[-1]
-    if x.is_cpu and x.dtype == torch.float32 and rows <= ONEDNN_ROWS and ONEDNN_IS_QUICKER:
+    compiling = torch.compiler.is_compiling()  # which knows this operation only as one that it made itself
+    if x.is_cpu and x.dtype == torch.float32 and rows <= ONEDNN_ROWS and ONEDNN_IS_QUICKER and not compiling:
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if x.is_cpu and not CPU_MULTIPLIES[x.dtype] and rows > EMULATED_ROWS:
         return multiply(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
