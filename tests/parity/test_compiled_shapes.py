@@ -107,9 +107,10 @@ def test_compiling_that_fails_halfway_is_done_without(monkeypatch, caplog, fails
 
 
 def test_a_second_start_finds_what_the_first_compiled(monkeypatch):
-    import sconce_torch.products
     from torch._dynamo.utils import counters
     from torch._inductor.utils import fresh_cache
+
+    import sconce_torch.products
 
     monkeypatch.setattr(sconce_torch.products, "ONEDNN_IS_QUICKER", True)  # as on two threads, for so few rows
 
