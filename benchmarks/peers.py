@@ -2,15 +2,17 @@
 
     python benchmarks/peers.py [--framework torch|mlx] [--shape M|S] [--precision fp32|bf16] [--seq N] [--json]
     python benchmarks/peers.py --device cuda --precision bf16 --shape 20M|124M|400M|1B [--seq N] [--rows N]
+    python benchmarks/peers.py --tensors [--shape M|S]
 
 Contestants take turns, a few steps each, so that a slower minute of the machine meets all of them: the figure to read
 is the median of the ratios to the first contestant, round by round; on a machine that has other work, the ratio by
 processor time. On a GPU, whose memory would not hold them all, each does its rounds and leaves. Each is a process of
 its own, with its own allocator's settings, whose peak memory is given: of the process on a CPU, of its arrays in MLX
-and on CUDA. Everybody computes Llama with AdamW, the same betas, weight decay and clipping to norm 1; transformers'
-Trainer is the one in its own dress, loss and all, and nanoGPT-style a GPT-2 of as many FLOPs, as people write it by
-hand. MFU is of a matrix product measured before, in the same precision, by the FLOPs of the spec: what is recomputed
-does not count.
+and on CUDA. At S most of the first is libraries and compiler: `--tensors` counts tensors there instead, from the
+first weight to the third step, in a run that measures nothing else. Everybody computes Llama with AdamW, the same
+betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all, and
+nanoGPT-style a GPT-2 of as many FLOPs, as people write it by hand. MFU is of a matrix product measured before, in the
+same precision, by the FLOPs of the spec: what is recomputed does not count.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ FRAMEWORKS = {
         "transformers eager",
         "transformers Trainer",
         "nanoGPT-style compiled",
+        "nanoGPT-style eager",
         "sconce",
         "sconce compiled",
         "sconce lean",
@@ -77,7 +81,8 @@ def sconce_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
         precision=arguments.precision,
         compile=name.endswith("compiled"),
         recompute_every=1 if lean else 0,
-        loss_chunk=512 if lean else default_loss_chunk(shape.rows * shape.seq, shape.vocab, arguments.device),
+        loss_chunk=arguments.loss_chunk
+        or (512 if lean else default_loss_chunk(shape.rows * shape.seq, shape.vocab, arguments.device)),
     )
     optim = OptimSpec(beta1=BETAS[0], beta2=BETAS[1], eps=EPS, weight_decay=DECAY)
     hardware = "mlx" if arguments.framework == "mlx" else arguments.device
@@ -133,7 +138,7 @@ def transformers_step(name: str, shape: Shape, arguments: argparse.Namespace) ->
     return step
 
 
-def nanogpt_step(shape: Shape, arguments: argparse.Namespace) -> Step:
+def nanogpt_step(name: str, shape: Shape, arguments: argparse.Namespace) -> Step:
     """GPT-2's blocks in plain PyTorch: learned positions, LayerNorm, GELU, one matrix for queries, keys and values."""
     import torch
     import torch.nn.functional as F
@@ -180,7 +185,7 @@ def nanogpt_step(shape: Shape, arguments: argparse.Namespace) -> Step:
     vectors = [param for param in model.parameters() if param.ndim < 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, LEARNING_RATE, BETAS, EPS, fused=True)
-    forward = torch.compile(model, dynamic=False)
+    forward = torch.compile(model, dynamic=False) if name.endswith("compiled") else model
     source = batches(shape)
 
     def step() -> None:
@@ -297,7 +302,7 @@ def make(name: str, arguments: argparse.Namespace) -> Step:
     if name.startswith("mlx-lm"):
         return mlx_lm_step(shape)
     if name.startswith("nanoGPT"):
-        return nanogpt_step(shape, arguments)
+        return nanogpt_step(name, shape, arguments)
     return trainer_step(shape, arguments) if name.endswith("Trainer") else transformers_step(name, shape, arguments)
 
 
@@ -354,6 +359,33 @@ def contest(arguments: argparse.Namespace) -> None:
             step()
         taken = Taken(time.perf_counter() - clock, time.process_time() - processor, peak_bytes(arguments))
         print(ANSWER + json.dumps(asdict(taken)), flush=True)
+
+
+def tensor_bytes(arguments: argparse.Namespace) -> int:
+    """Peak of PyTorch's tensors on a CPU, of three steps and what was made for them; the profiler counts one thread."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step = make(arguments.contestant, arguments)
+        for _ in range(3):
+            step()
+    assert profiled.profiler is not None
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return max(accumulate(change for _, change in changes))
+
+
+def count_tensors(arguments: argparse.Namespace) -> None:
+    """Print a line for each contestant whose steps are made by the thread that asks for them."""
+    first = None
+    for name in FRAMEWORKS["torch"]:
+        if name.endswith("Trainer") or name in arguments.without:
+            continue
+        command = [sys.executable, __file__, *sys.argv[1:], "--contestant", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        peak = int(done.stdout.splitlines()[-1])
+        first = first or peak
+        print(f"{name:24}{peak / 1e6:9,.1f} MB of tensors{peak / first:7.2f}", flush=True)
 
 
 def matmul_speed(arguments: argparse.Namespace) -> float:
@@ -438,11 +470,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contestant out")
+    parser.add_argument("--loss-chunk", type=int, metavar="N", help="tokens whose logits Sconce makes at once")
+    parser.add_argument("--tensors", action="store_true", help="count tensors instead, of torch on a CPU")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.framework == "mlx" and arguments.precision != "fp32":
         parser.error("mlx-lm keeps its optimizer in the weights' dtype: only fp32 compares the same training")
+    if arguments.tensors and (arguments.framework, arguments.device, arguments.json) != ("torch", "cpu", False):
+        parser.error("--tensors is for torch on a CPU, without --json: elsewhere the peak is of arrays anyway")
     if arguments.framework == "mlx" and arguments.contestant:
         from sconce.backend import load_backend
 
@@ -450,8 +486,14 @@ def main() -> None:
     if arguments.contestant == PROBE:
         print(probe(arguments))
         return
+    if arguments.contestant and arguments.tensors:
+        print(tensor_bytes(arguments))
+        return
     if arguments.contestant:
         contest(arguments)
+        return
+    if arguments.tensors:
+        count_tensors(arguments)
         return
     rows = compete(arguments)
     if arguments.json:
