@@ -1,6 +1,8 @@
-"""`OptimSpec` in PyTorch: torch's fused Adam where that is the rule, the others spelled out."""
+"""`OptimSpec` in PyTorch: its fused kernel where Adam is the rule, the others spelled out."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,14 +11,10 @@ from sconce.backend import INITIAL_LOSS_SCALE, LOSS_SCALE_INTERVAL, LOSS_SCALE_R
 from sconce.optim import MUON_RMS, NEWTON_SCHULZ, NEWTON_SCHULZ_EPS, NEWTON_SCHULZ_ROUNDS, OptimSpec
 from sconce.spec import ModelSpec, ParamSpec
 
-FUSED = ("adam_w", "adam")
-
-
-class _FusedAdam(torch.optim.Adam):
-    """Declares the two inputs that torch's fused kernel reads from its optimizer under loss scaling."""
-
-    grad_scale: Tensor
-    found_inf: Tensor
+FUSED = {  # in which torch.optim's two end
+    "adam_w": torch.ops.aten._fused_adamw_.default,
+    "adam": torch.ops.aten._fused_adam_.default,
+}
 
 
 class LossScaler:
@@ -45,6 +43,17 @@ class LossScaler:
         self.clean.fill_(value.clean_updates)
 
 
+class _Group(NamedTuple):
+    """What one call of a fused kernel updates."""
+
+    kernel: Callable[..., None]
+    decay: float
+    params: list[nn.Parameter]
+    m: list[Tensor]
+    v: list[Tensor]
+    counts: list[Tensor]
+
+
 class Optimizer:
     """The rule of each parameter. The slots it remembers are float32 whatever the compute dtype."""
 
@@ -56,7 +65,9 @@ class Optimizer:
             for param in spec.params()
         }
         fused = [param for param in spec.params() if optim.rule(param) in FUSED]
-        self.adam = self._fused_adam(fused) if fused else None
+        # One tensor whose elements are every parameter's own count of updates, as the fused kernel wants them.
+        self.counts = torch.zeros(len(fused), device=next(iter(params.values())).device)
+        self.groups = self._groups(fused)
         self.rules = {"sgd": self._sgd, "lion": self._lion, "muon": self._muon}
         self.others = [param for param in spec.params() if optim.rule(param) not in FUSED]
 
@@ -73,39 +84,51 @@ class Optimizer:
         if loss_scale is not None:
             scale = scale * loss_scale
         finite = norm.isfinite()
-        if self.adam is not None:
-            # The fused kernel divides by grad_scale, which saves a pass over the gradients, and skips the update when
-            # found_inf is 1: a non-finite norm changes nothing, and the host does not wait to find out.
-            self.adam.grad_scale = scale
-            self.adam.found_inf = (~finite).float()
-            for group in self.adam.param_groups:
-                group["lr"] = learning_rate
-            self.counts.fill_(float(step))  # the kernel does not count an update that it skips
-            self.adam.step()
         with torch.no_grad():
+            if self.groups:
+                self._update_fused(learning_rate, step, scale, finite)
             for param in self.others:
                 self._update_one(param, learning_rate, scale, finite)
         return norm
 
-    def _fused_adam(self, params: list[ParamSpec]) -> _FusedAdam:
-        optim = self.optim
-        by_decay: dict[float, list[nn.Parameter]] = {}
-        for param in params:
-            by_decay.setdefault(optim.decay(param), []).append(self.params[param.name])
-        groups = [{"params": group, "weight_decay": decay} for decay, group in by_decay.items()]
-        adam = _FusedAdam(
-            groups,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            fused=True,
-            decoupled_weight_decay=optim.algorithm != "adam",
-        )
-        # One tensor whose elements are every parameter's own count, as the kernel wants them.
-        self.counts = torch.zeros(len(params), device=self.params[params[0].name].device)
-        for param, count in zip(params, self.counts, strict=True):
-            weight, slots = self.params[param.name], self.slots[param.name]
-            adam.state[weight] = {"step": count, "exp_avg": slots["adam_m"], "exp_avg_sq": slots["adam_v"]}
-        return adam
+    def _groups(self, specs: list[ParamSpec]) -> list[_Group]:
+        by_decay: dict[float, _Group] = {}
+        for spec, count in zip(specs, self.counts.unbind(), strict=True):
+            decay, slots = self.optim.decay(spec), self.slots[spec.name]
+            group = by_decay.setdefault(decay, _Group(FUSED[self.optim.rule(spec)], decay, [], [], [], []))
+            group.params.append(self.params[spec.name])
+            group.m.append(slots["adam_m"])
+            group.v.append(slots["adam_v"])
+            group.counts.append(count)
+        return list(by_decay.values())
+
+    def _update_fused(self, lr: float, step: int, scale: Tensor, finite: Tensor) -> None:
+        """A call for each weight decay; torch.optim's step does no more, and takes the host 0.2 ms more for 20 arrays.
+
+        The kernel divides by grad_scale, which saves a pass over the gradients, and does nothing where found_inf is 1:
+        a norm that is not finite changes nothing, and the host does not wait to find out.
+        """
+        self.counts.fill_(float(step + 1))
+        skip = (~finite).float()
+        for kernel, decay, params, m, v, counts in self.groups:
+            grads = [param.grad for param in params]
+            kernel(
+                params,
+                grads,
+                m,
+                v,
+                [],
+                counts,
+                lr=lr,
+                beta1=self.optim.beta1,
+                beta2=self.optim.beta2,
+                weight_decay=decay,
+                eps=self.optim.eps,
+                amsgrad=False,
+                maximize=False,
+                grad_scale=scale,
+                found_inf=skip,
+            )
 
     def _update_one(self, spec: ParamSpec, lr: float, scale: Tensor, finite: Tensor) -> None:
         """In place, as the largest parameter may be a tenth of the device; nothing changes where `finite` is false."""
