@@ -9,10 +9,10 @@ is the median of the ratios to the first contestant, round by round; on a machin
 processor time. On a GPU, whose memory would not hold them all, each does its rounds and leaves. Each is a process of
 its own, with its own allocator's settings, whose peak memory is given: of the process on a CPU, of its arrays in MLX
 and on CUDA. At S most of the first is libraries and compiler: `--tensors` counts tensors there instead, from the
-first weight to the third step, in a run that measures nothing else. Everybody computes Llama with AdamW, the same
-betas, weight decay and clipping to norm 1; transformers' Trainer is the one in its own dress, loss and all, and
-nanoGPT-style a GPT-2 of as many FLOPs, as people write it by hand. MFU is of a matrix product measured before, in the
-same precision, by the FLOPs of the spec: what is recomputed does not count.
+first weight to the third step, in a run that measures nothing else; the Trainer's thread is out of its sight.
+Everybody computes Llama with AdamW, the same betas, weight decay and clipping to norm 1; transformers' Trainer is the
+one in its own dress, loss and all, and nanoGPT-style a GPT-2 of as many FLOPs, as people write it by hand. MFU is of
+a matrix product measured before, in the same precision, by the FLOPs of the spec: what is recomputed does not count.
 """
 
 import argparse
@@ -460,6 +460,19 @@ def compete(arguments: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def refused(arguments: argparse.Namespace) -> str | None:
+    """Why there can be no such contest."""
+    if arguments.framework == "mlx" and arguments.precision != "fp32":
+        return "mlx-lm keeps its optimizer in the weights' dtype: only fp32 compares the same training"
+    if arguments.loss_chunk is not None and arguments.loss_chunk < 1:
+        return "--loss-chunk is a number of tokens, 1 or more"
+    if arguments.tensors and (arguments.framework, arguments.device) != ("torch", "cpu"):
+        return "--tensors is for torch on a CPU: elsewhere the peak is of arrays anyway"
+    if arguments.tensors and (arguments.json or arguments.rounds != ROUNDS):
+        return "--tensors has no rounds and writes no JSON"
+    return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--framework", default="torch", choices=FRAMEWORKS)
@@ -470,15 +483,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contestant out")
-    parser.add_argument("--loss-chunk", type=int, metavar="N", help="tokens whose logits Sconce makes at once")
-    parser.add_argument("--tensors", action="store_true", help="count tensors instead, of torch on a CPU")
+    parser.add_argument(
+        "--loss-chunk", type=int, metavar="N", help="tokens whose logits Sconce makes at once, lean too"
+    )
+    parser.add_argument("--tensors", action="store_true", help="count tensors instead, of all but the Trainer")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--contestant", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.framework == "mlx" and arguments.precision != "fp32":
-        parser.error("mlx-lm keeps its optimizer in the weights' dtype: only fp32 compares the same training")
-    if arguments.tensors and (arguments.framework, arguments.device, arguments.json) != ("torch", "cpu", False):
-        parser.error("--tensors is for torch on a CPU, without --json: elsewhere the peak is of arrays anyway")
+    if problem := refused(arguments):
+        parser.error(problem)
     if arguments.framework == "mlx" and arguments.contestant:
         from sconce.backend import load_backend
 

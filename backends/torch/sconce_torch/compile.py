@@ -54,10 +54,11 @@ class Compiler:
         # the first step, for what on x86 every compiler has that knows PyTorch's C++.
         if inductor.cpp.vec_isa_ok is None and X86:
             inductor.cpp.vec_isa_ok = True
-        # Graphs with functions that have gradients of their own are kept on disk like others: ours depend on nothing
-        # but their arguments. PyTorch means to do so by default.
-        functorch.autograd_cache_allow_custom_autograd_functions = True
         self.works = wanted
+        # Graphs with functions that have gradients of their own are kept on disk like others (pytorch#149751, off by
+        # default). Ours are of nothing but their arguments: numbers among those are in the graph, and so in its key.
+        if wanted:
+            functorch.autograd_cache_allow_custom_autograd_functions = True
         if wanted and device.type == "cpu":
             _begin_with_headers()
 

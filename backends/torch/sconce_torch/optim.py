@@ -76,8 +76,7 @@ class Optimizer:
 
         Returns the norm before clipping, on the device.
         """
-        grads = [param.grad for param in self.params.values() if param.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = torch.nn.utils.get_total_norm([_grad(param) for param in self.params.values()])
         if loss_scale is not None:
             norm = norm / loss_scale
         scale = ((norm + 1e-6) / (self.optim.max_grad_norm or float("inf"))).clamp(min=1.0)
@@ -111,10 +110,9 @@ class Optimizer:
         self.counts.fill_(float(step + 1))
         skip = (~finite).float()
         for kernel, decay, params, m, v, counts in self.groups:
-            grads = [param.grad for param in params]
             kernel(
                 params,
-                grads,
+                [_grad(param) for param in params],
                 m,
                 v,
                 [],
@@ -133,9 +131,8 @@ class Optimizer:
     def _update_one(self, spec: ParamSpec, lr: float, scale: Tensor, finite: Tensor) -> None:
         """In place, as the largest parameter may be a tenth of the device; nothing changes where `finite` is false."""
         param, slots = self.params[spec.name], self.slots[spec.name]
-        assert param.grad is not None, spec.name
         (held,) = slots.values()
-        grad = param.grad.div_(scale).masked_fill_(~finite, 0.0)
+        grad = _grad(param).div_(scale).masked_fill_(~finite, 0.0)
         gate = finite.float()
         self.rules[self.optim.rule(spec)](param, grad, self.optim.decay(spec), lr * gate, held, gate)
 
@@ -153,6 +150,11 @@ class Optimizer:
         m.lerp_(grad, weight * gate)
         direction = newton_schulz(m.lerp(grad, weight))
         param.mul_(1 - lr * decay).addcmul_(direction, -lr * (MUON_RMS * math.sqrt(max(param.shape))))
+
+
+def _grad(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    return param.grad
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
